@@ -1,0 +1,14 @@
+"""Dense prediction with Swin Transformer V2 on MMDetection and MMSegmentation.
+
+Importing this package is what `custom_imports = dict(imports=['swinv2_mm'])` does in a config: it makes
+mmcv usable without compiled operators and registers the backbones. It imports neither mmdet nor mmseg.
+"""
+
+from swinv2_mm.ops import mmcv_ext
+from swinv2_mm.version import __version__
+
+mmcv_ext.install()  # before anything can import `mmcv.ops`
+
+from swinv2_mm.models import SwinTransformerV2  # noqa: E402
+
+__all__ = ['SwinTransformerV2', '__version__']

@@ -1,0 +1,262 @@
+"""The SwinV2 backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from swinv2_mm.models.backbones.arch import per_stage_windows, resolve_arch
+from swinv2_mm.models.layers import (
+    PatchEmbed,
+    SwinBlock,
+    SwinStage,
+    WindowAttention,
+    apply_output_norm,
+    build_output_norm,
+)
+from swinv2_mm.ops.window_attention import check_backend
+from swinv2_mm.registry import register_everywhere
+
+_BatchNorm = nn.modules.batchnorm._BatchNorm
+# Layers whose own defaults are the official initialisation.
+_SELF_RESETTING = (nn.Conv2d, nn.LayerNorm, nn.GroupNorm, _BatchNorm, WindowAttention)
+
+
+@register_everywhere
+class SwinTransformerV2(BaseModule):
+    """Swin Transformer V2 (arXiv 2111.09883) as a backbone for dense prediction.
+
+    Takes images of any size and returns the maps of the stages asked for, at strides 4, 8, 16 and 32. Parameters
+    have the names of the official implementation. Stages behind the last one asked for are not built, so that every
+    parameter takes part in training and `DistributedDataParallel` needs no search for unused ones.
+
+    Args:
+        arch: `'tiny'`, `'small'`, `'base'`, `'large'`, `'huge'`, `'giant'`, a first letter of these, or a dict with
+            `embed_dims`, `depths`, `num_heads` and optionally `extra_norm_every_n_blocks`.
+        in_channels: Channels of the image.
+        patch_size: Side of a patch in pixels, the stride of the first stage.
+        window_size: Attention window in tokens: an int, a pair (height, width), or one of these per stage.
+        pretrained_window_sizes: Window at which the loaded weights were trained, in the same forms; 0 for
+            `window_size` itself.
+        mlp_ratio: Hidden width of the MLPs over their input.
+        qkv_bias: Whether queries and values have a bias.
+        drop_rate: Dropout after the patch embedding, attention and MLPs.
+        attn_drop_rate: Dropout of attention weights.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first.
+        patch_norm: Whether tokens are normalised after the patch embedding.
+        out_indices: Stages whose maps are returned.
+        norm_cfg: Norm of each returned map (`LN`, `BN`, `SyncBN`, `GN`), or `None` for none.
+        frozen_stages: As in mmdet: -1 freezes nothing, 0 the patch embedding, n also the first n stages and
+            their output norms.
+        norm_eval: Whether batch norms among the output norms stay in eval mode; LayerNorm has no such state.
+        with_cp: Whether blocks trade compute for memory by recomputing activations in the backward pass.
+        attn_backend: See `swinv2_mm.ops.window_attention`.
+        init_cfg: mmengine initialisation config, such as `dict(type='Pretrained', checkpoint=...)`.
+
+    Attributes:
+        out_channels: Channels of the returned maps.
+        out_strides: Their strides in pixels.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If an option is out of range or contradicts another.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'tiny',
+        in_channels: int = 3,
+        patch_size: int = 4,
+        window_size: int | Sequence[Any] = 8,
+        pretrained_window_sizes: int | Sequence[Any] = 0,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        patch_norm: bool = True,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        norm_cfg: Mapping[str, Any] | None = dict(type='LN'),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        attn_backend: str = 'auto',
+        init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = resolve_arch(arch)
+        num_stages = len(self.arch.depths)
+        windows = per_stage_windows(window_size, num_stages, 'window_size', minimum=1)
+        pretrained = per_stage_windows(
+            pretrained_window_sizes, num_stages, 'pretrained_window_sizes', minimum=0
+        )
+        for name, count in (('in_channels', in_channels), ('patch_size', patch_size)):
+            if not isinstance(count, int) or count < 1:
+                raise ValueError(f'{name} is {count!r}: expected an integer >= 1')
+        if not mlp_ratio * self.arch.embed_dims >= 1:
+            raise ValueError(f'mlp_ratio is {mlp_ratio!r}: expected a number > 0')
+        for name, rate in (
+            ('drop_rate', drop_rate),
+            ('attn_drop_rate', attn_drop_rate),
+            ('drop_path_rate', drop_path_rate),
+        ):
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f'{name} is {rate!r}: expected a probability in [0, 1)')
+        self.out_indices = _check_out_indices(out_indices, num_stages)
+        if frozen_stages not in range(-1, num_stages + 1):
+            raise ValueError(
+                f'frozen_stages is {frozen_stages!r}: expected -1 (nothing) to {num_stages} (all stages)'
+            )
+        self.in_channels = in_channels
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.out_channels = tuple(self.arch.dims[stage] for stage in self.out_indices)
+        self.out_strides = tuple(patch_size * 2**stage for stage in self.out_indices)
+
+        self.patch_embed = PatchEmbed(in_channels, self.arch.dims[0], patch_size, patch_norm)
+        self.pos_drop = nn.Dropout(drop_rate)
+        drop_paths = _drop_path_schedule(drop_path_rate, self.arch.depths)
+        last = max(self.out_indices)
+        self.layers = nn.ModuleList(
+            SwinStage(
+                self.arch.dims[stage],
+                self.arch.depths[stage],
+                drop_path=drop_paths[stage],
+                downsample=stage < last,
+                extra_norm_every_n_blocks=self.arch.extra_norm_every_n_blocks,
+                with_cp=with_cp,
+                num_heads=self.arch.num_heads[stage],
+                window_size=windows[stage],
+                pretrained_window_size=pretrained[stage],
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                attn_backend=check_backend(attn_backend),
+            )
+            for stage in range(last + 1)
+        )
+        if norm_cfg is not None:
+            for stage in self.out_indices:
+                norm = build_output_norm(dict(norm_cfg), self.arch.dims[stage])
+                self.add_module(f'norm{stage}', norm)
+        self.reset_parameters()
+        self._freeze()
+
+    def reset_parameters(self) -> None:
+        """Initialise all weights as the official implementation does, the residual branches at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, _SELF_RESETTING):
+                module.reset_parameters()
+        for module in self.modules():
+            if isinstance(module, SwinBlock):
+                # A post-norm scaled by zero makes every block start as the identity: deep models stay stable.
+                for norm in (module.norm1, module.norm2):
+                    nn.init.zeros_(norm.weight)
+                    nn.init.zeros_(norm.bias)
+
+    def init_weights(self) -> None:
+        """Reset the weights, then apply `init_cfg`. Gives values to a model that was built on the meta device."""
+        if not self.is_init:
+            self.reset_parameters()
+        super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of the stages in `out_indices`.
+
+        Args:
+            x: Images `(B, in_channels, H, W)`, any H and W >= 1.
+
+        Returns:
+            Per stage `(B, C_i, ceil(H / s_i), ceil(W / s_i))`, s_i its stride.
+
+        Raises:
+            TypeError: If `x` is no floating-point tensor.
+            ValueError: If its shape is another.
+        """
+        self._check_input(x)
+        x = self.pos_drop(self.patch_embed(x))
+        outs = []
+        for stage, layer in enumerate(cast(Iterable[SwinStage], self.layers)):
+            x = layer(x)
+            if stage in self.out_indices:
+                outs.append(apply_output_norm(getattr(self, f'norm{stage}', None), x))
+            if layer.downsample is not None:
+                x = layer.downsample(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> SwinTransformerV2:
+        """Switch to training mode, except for what `frozen_stages` and `norm_eval` keep in eval mode."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen: list[nn.Module] = [
+            self.patch_embed,
+            self.pos_drop,
+            *self.layers[: self.frozen_stages],
+        ]
+        norms = (getattr(self, f'norm{stage}', None) for stage in range(self.frozen_stages))
+        for module in (*frozen, *(norm for norm in norms if norm is not None)):
+            module.eval()
+            module.requires_grad_(False)
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or not torch.is_floating_point(x):
+            got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(
+                f'expected a floating-point tensor of images, got {got}: normalise images with a data '
+                'preprocessor first'
+            )
+        if x.dim() != 4:
+            raise ValueError(
+                f'expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}: add the batch '
+                'axis with x[None]'
+            )
+        if x.shape[1] != self.in_channels:
+            raise ValueError(
+                f'expected {self.in_channels} channels, got {x.shape[1]} in {tuple(x.shape)}: set '
+                f'in_channels={x.shape[1]} or convert the images'
+            )
+        if 0 in x.shape:
+            raise ValueError(
+                f'got an empty batch of shape {tuple(x.shape)}: every side must be >= 1'
+            )
+
+
+def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    if isinstance(out_indices, (int, str)):
+        raise TypeError(f'out_indices is {out_indices!r}: expected a list of stages')
+    indices = tuple(out_indices)
+    if (
+        not indices
+        or list(indices) != sorted(set(indices))
+        or set(indices) - set(range(num_stages))
+    ):
+        raise ValueError(
+            f'out_indices is {out_indices!r}: expected different stages in rising order, out of 0 to '
+            f'{num_stages - 1}'
+        )
+    return indices
+
+
+def _drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates per stage and block, rising linearly from 0 to `rate` (plain floats: the meta device has none)."""
+    steps = iter(range(sum(depths)))
+    last = max(sum(depths) - 1, 1)
+    return [[rate * next(steps) / last for _ in range(depth)] for depth in depths]

@@ -1,0 +1,22 @@
+"""Layers of the backbones. Features are channels-last, `(B, H, W, C)`, from patch embedding to output norm."""
+
+from swinv2_mm.models.layers.attention import WindowAttention
+from swinv2_mm.models.layers.block import SwinBlock, SwinStage
+from swinv2_mm.models.layers.drop_path import DropPath
+from swinv2_mm.models.layers.output_norm import apply_output_norm, build_output_norm
+from swinv2_mm.models.layers.patch import PatchEmbed, PatchMerging
+from swinv2_mm.models.layers.position_bias import ContinuousPositionBias
+from swinv2_mm.models.layers.window import WindowPartition
+
+__all__ = [
+    'ContinuousPositionBias',
+    'DropPath',
+    'PatchEmbed',
+    'PatchMerging',
+    'SwinBlock',
+    'SwinStage',
+    'WindowAttention',
+    'WindowPartition',
+    'apply_output_norm',
+    'build_output_norm',
+]

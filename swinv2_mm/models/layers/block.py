@@ -1,0 +1,134 @@
+"""Transformer blocks and the stages they form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from swinv2_mm.models.layers.attention import WindowAttention
+from swinv2_mm.models.layers.drop_path import DropPath
+from swinv2_mm.models.layers.patch import PatchMerging
+from swinv2_mm.models.layers.window import WindowPartition
+
+
+class MLP(nn.Sequential):
+    """Two linear layers around a GELU, with the official names `fc1` and `fc2`."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.add_module('fc1', nn.Linear(dim, hidden_dim))
+        self.add_module('act', nn.GELU())
+        self.add_module('drop1', nn.Dropout(drop))
+        self.add_module('fc2', nn.Linear(hidden_dim, dim))
+        self.add_module('drop2', nn.Dropout(drop))
+
+
+class SwinBlock(nn.Module):
+    """Window attention and MLP, each normalised at its end before it joins the residual (res-post-norm).
+
+    Args:
+        dim: Channels C.
+        num_heads: Attention heads.
+        window_size: Height and width of a window, in tokens.
+        shifted: Whether the windows are moved by half their size.
+        pretrained_window_size: See `WindowAttention`.
+        mlp_ratio: Hidden width of the MLP over `dim`.
+        qkv_bias: See `WindowAttention`.
+        drop: Dropout of the attention's and the MLP's output.
+        attn_drop: Dropout of attention weights.
+        drop_path: Probability of dropping a branch for a sample.
+        extra_norm: Whether a LayerNorm on the main branch ends the block (huge and giant models).
+        attn_backend: See `swinv2_mm.ops.window_attention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        shifted: bool = False,
+        pretrained_window_size: tuple[int, int] = (0, 0),
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        drop_path: float = 0.0,
+        extra_norm: bool = False,
+        attn_backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.shift = (window_size[0] // 2, window_size[1] // 2) if shifted else (0, 0)
+        self.attn = WindowAttention(
+            dim,
+            num_heads,
+            window_size,
+            pretrained_window_size,
+            qkv_bias=qkv_bias,
+            attn_drop=attn_drop,
+            proj_drop=drop,
+            backend=attn_backend,
+        )
+        self.norm1 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), drop)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim) if extra_norm else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to the same shape."""
+        partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
+        x = x + self.drop_path(self.norm1(self.attn(x, partition)))
+        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        return x if self.norm3 is None else self.norm3(x)
+
+
+class SwinStage(nn.Module):
+    """Blocks of one resolution, plain and shifted in turn, and the way down to the next.
+
+    Args:
+        dim: Channels C.
+        depth: Number of blocks.
+        drop_path: One rate per block.
+        downsample: Whether a `PatchMerging` to twice the channels follows.
+        extra_norm_every_n_blocks: Every how many blocks one ends with an extra norm; 0 for never.
+        with_cp: Whether blocks recompute their activations in the backward pass instead of storing them.
+        **block_options: The remaining arguments of `SwinBlock`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        drop_path: list[float],
+        downsample: bool,
+        extra_norm_every_n_blocks: int = 0,
+        with_cp: bool = False,
+        **block_options: Any,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        every = extra_norm_every_n_blocks
+        self.blocks = nn.ModuleList(
+            SwinBlock(
+                dim,
+                shifted=index % 2 == 1,
+                drop_path=drop_path[index],
+                extra_norm=every > 0 and (index + 1) % every == 0,
+                **block_options,
+            )
+            for index in range(depth)
+        )
+        self.downsample = PatchMerging(dim) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks on `(B, H, W, C)`; the caller runs `downsample`, since heads want what comes before it."""
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x

@@ -1,0 +1,47 @@
+"""The norm between a stage and the head that reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+_NORMS: dict[str, type[nn.Module]] = {
+    'LN': nn.LayerNorm,
+    'BN': nn.BatchNorm2d,
+    'BN2d': nn.BatchNorm2d,
+    'SyncBN': nn.SyncBatchNorm,
+    'GN': nn.GroupNorm,
+}
+
+
+def build_output_norm(norm_cfg: dict[str, Any], dim: int) -> nn.Module:
+    """Build the norm of a stage's output.
+
+    Args:
+        norm_cfg: OpenMMLab norm config: `type` is `LN`, `BN`, `SyncBN` or `GN`; the rest are arguments of
+            the torch class, and `requires_grad`.
+        dim: Channels C.
+
+    Raises:
+        ValueError: If the type is missing or unknown.
+    """
+    options = dict(norm_cfg)
+    kind = options.pop('type', None)
+    if kind not in _NORMS:
+        raise ValueError(
+            f'norm_cfg has type {kind!r}: expected one of {", ".join(_NORMS)}, or norm_cfg=None'
+        )
+    requires_grad = options.pop('requires_grad', True)
+    if kind == 'GN':
+        options['num_channels'] = dim  # the one torch norm whose first argument is something else
+        return nn.GroupNorm(**options).requires_grad_(requires_grad)
+    return _NORMS[kind](dim, **options).requires_grad_(requires_grad)
+
+
+def apply_output_norm(norm: nn.Module | None, x: Tensor) -> Tensor:
+    """Norm `(B, H, W, C)` and return it channels-first, `(B, C, H, W)`."""
+    if isinstance(norm, nn.LayerNorm):
+        return norm(x).permute(0, 3, 1, 2).contiguous()
+    x = x.permute(0, 3, 1, 2).contiguous()
+    return x if norm is None else norm(x)

@@ -1,0 +1,120 @@
+"""Log-spaced continuous relative position bias (SwinV2 paper, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+HIDDEN = 512  # width of the bias MLP in the official models
+MAX_BIAS = 16.0  # the official models squash the bias to (0, 16)
+
+
+def log_spaced_coords(
+    window: tuple[int, int],
+    pretrained_window: tuple[int, int],
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Relative coordinates of all token pairs of a window, on the logarithmic scale of equation 4.
+
+    They are normalised by the extent of the window that the weights were trained with, so that a larger window asks the
+    MLP about nearby coordinates only a little outside its training range. The scale is that of the official
+    code: 8 at the corner of the training window, divided by log2(8).
+
+    Args:
+        window: Height and width of the window, in tokens.
+        pretrained_window: The same of the window the weights come from; 0 for `window` itself.
+        device: Where the result lives.
+        dtype: Its dtype.
+
+    Returns:
+        `(2 * Wh - 1, 2 * Ww - 1, 2)`: row and column offset of query minus key.
+    """
+    axes = []
+    for extent, pretrained in zip(window, pretrained_window):
+        offset = torch.arange(1 - extent, extent, dtype=dtype, device=device)
+        # A window one token wide knows the offset 0 only; dividing by 1 keeps that 0 from becoming 0 / 0.
+        scaled = offset * (8 / max((pretrained or extent) - 1, 1))
+        axes.append(scaled.sign() * (scaled.abs() + 1).log2() / math.log2(8))
+    return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
+
+
+def _rebuild_after_load(module: ContinuousPositionBias, _: Any) -> None:
+    # `load_state_dict(..., assign=True)` moves a model off the meta device without calling `_apply`.
+    module.rebuild_derived()
+
+
+class ContinuousPositionBias(nn.Sequential):
+    """An MLP from relative coordinates to one bias per head.
+
+    The layers carry the official names (`0.weight`, `0.bias`, `2.weight`). The coordinate table is derived from the
+    window sizes, never saved, and made anew wherever the module goes.
+
+    Args:
+        window: Height and width of the window, in tokens.
+        pretrained_window: The same for the window the weights were trained with; `(0, 0)` for `window` itself.
+        num_heads: Number of attention heads.
+    """
+
+    coords: Tensor
+
+    def __init__(
+        self, window: tuple[int, int], pretrained_window: tuple[int, int], num_heads: int
+    ) -> None:
+        super().__init__(
+            nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_heads, bias=False)
+        )
+        self.window = window
+        self.pretrained_window = pretrained_window
+        self.rebuild_derived()
+        self.register_load_state_dict_post_hook(_rebuild_after_load)
+
+    @property
+    def _weight(self) -> Tensor:
+        return cast(nn.Linear, self[0]).weight
+
+    def rebuild_derived(self) -> None:
+        """Make the coordinate table for the current window sizes, on the device of the weights.
+
+        It is in fp32, also for weights in half precision, and in fp64 for weights in fp64.
+        """
+        weight = self._weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        table = log_spaced_coords(self.window, self.pretrained_window, weight.device, dtype)
+        self.register_buffer('coords', table, persistent=False)
+
+    def _apply(
+        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
+    ) -> ContinuousPositionBias:
+        # `.to()`, `.half()` and `.to_empty()` come through here. Rebuilding keeps the table precise and, after
+        # construction on the meta device, gives it values.
+        super()._apply(fn, recurse)
+        self.rebuild_derived()
+        return self
+
+    def forward(self, window: tuple[int, int] | None = None) -> Tensor:
+        """Bias between all tokens of a window.
+
+        Args:
+            window: Height and width of a part of the configured window, for maps smaller than it; default all of it.
+
+        Returns:
+            `(nH, N, N)` in fp32 (fp64 for weights in fp64), query before key.
+        """
+        height, width = window or self.window
+        top, left = self.window[0] - height, self.window[1] - width
+        coords = self.coords[top : top + 2 * height - 1, left : left + 2 * width - 1]
+        with torch.autocast(device_type=coords.device.type, enabled=False):
+            table: Any = coords.to(self._weight.dtype)
+            for layer in self:
+                table = layer(table)
+            table = table.to(self.coords.dtype)
+            table = (MAX_BIAS * table.sigmoid()).permute(2, 0, 1)  # (nH, 2h - 1, 2w - 1)
+        # table[i - j + h - 1] for a query at i and a key at j: sliding windows over the table list i + j', and
+        # flipping turns j' = h - 1 - j into j. No index of N x N entries has to exist.
+        pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(-2, -1)
+        return pairs.reshape(-1, height * width, height * width)

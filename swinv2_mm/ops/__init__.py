@@ -1,0 +1,1 @@
+"""Tensor operations: no modules, no registries, torch only."""

@@ -1,0 +1,69 @@
+"""Cutting maps into windows."""
+
+import pytest
+import torch
+
+from swinv2_mm.models.layers import WindowPartition
+
+CASES = [
+    # size, window, shift
+    ((8, 8), (4, 4), (0, 0)),
+    ((8, 8), (4, 4), (2, 2)),
+    ((10, 7), (4, 3), (2, 1)),
+    ((3, 11), (4, 4), (2, 2)),
+    ((5, 4), (4, 4), (2, 2)),
+    ((1, 1), (7, 5), (3, 2)),
+]
+
+
+@pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
+def test_join_undoes_split(size, window, shift):
+    partition = WindowPartition.fit(size, window, shift)
+    x = torch.randn(2, *size, 3)
+    windows = partition.split(x)
+    assert windows.shape[1] == partition.window[0] * partition.window[1]
+    assert len(windows) == 2 * partition.grid[0] * partition.grid[1]
+    assert torch.equal(partition.join(windows), x)
+
+
+@pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
+def test_regions_hold_what_is_one_window_of_the_plane(size, window, shift):
+    """Two tokens share window and label exactly if the same window covers both, before any wrapping."""
+    partition = WindowPartition.fit(size, window, shift)
+    coords = torch.stack(
+        torch.meshgrid(*(torch.arange(1, side + 1) for side in size), indexing='ij'), dim=-1
+    )
+    windows = partition.split(coords[None].float()).long()  # padding shows up as (0, 0)
+    regions = partition.regions()
+    if regions is None:
+        regions = torch.zeros(windows.shape[:2], dtype=torch.long)
+    together = set()
+    for tokens, labels in zip(windows.tolist(), regions.tolist()):
+        for token, label in zip(tokens, labels):
+            assert (label == -1) == (token == [0, 0])
+            for other, other_label in zip(tokens, labels):
+                if label == other_label != -1:
+                    together.add((tuple(token), tuple(other)))
+    expected = set()
+    places = [(row, col) for row in range(1, size[0] + 1) for col in range(1, size[1] + 1)]
+    for a in places:
+        for b in places:
+            same = all(
+                (a[axis] - 1 - partition.shift[axis]) // partition.window[axis]
+                == (b[axis] - 1 - partition.shift[axis]) // partition.window[axis]
+                for axis in (0, 1)
+            )
+            if same:
+                expected.add((a, b))
+    assert together == expected
+
+
+def test_a_map_within_one_window_shrinks_it_and_never_shifts():
+    partition = WindowPartition.fit((3, 12), (8, 8), (4, 4))
+    assert partition.window == (3, 8)
+    assert partition.shift == (0, 4)
+    assert partition.padding == (0, 4)
+
+
+def test_no_labels_where_every_window_is_whole():
+    assert WindowPartition.fit((16, 8), (8, 8), (0, 0)).regions() is None

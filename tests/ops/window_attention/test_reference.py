@@ -1,0 +1,106 @@
+"""The reference attention against loops, and at the places where others break."""
+
+import math
+
+import pytest
+import torch
+
+from swinv2_mm.ops.window_attention import available_backends, window_attention
+from swinv2_mm.ops.window_attention.reference import normalize
+
+
+def inputs(windows=3, images=2, heads=2, tokens=6, dim=4, dtype=torch.float64):
+    q, k, v = (torch.randn(images * windows, heads, tokens, dim, dtype=dtype) for _ in range(3))
+    scale = torch.randn(heads, 1, 1, dtype=dtype) + 2
+    bias = torch.randn(heads, tokens, tokens, dtype=dtype)
+    regions = torch.randint(0, 2, (windows, tokens))
+    return q, k, v, scale, bias, regions
+
+
+def looped(q, k, v, scale, bias, regions):
+    out = torch.zeros_like(v)
+    for window in range(q.shape[0]):
+        labels = regions[window % len(regions)]
+        for head in range(q.shape[1]):
+            for token in range(q.shape[2]):
+                query = q[window, head, token]
+                seen = [other for other in range(q.shape[2]) if labels[other] == labels[token]]
+                scores = torch.stack(
+                    [
+                        query
+                        @ k[window, head, other]
+                        / query.norm()
+                        / k[window, head, other].norm()
+                        * min(math.exp(scale[head]), 100.0)
+                        + bias[head, token, other]
+                        for other in seen
+                    ]
+                )
+                out[window, head, token] = scores.softmax(0) @ v[window, head, seen]
+    return out
+
+
+def test_equals_the_loop():
+    args = inputs()
+    torch.testing.assert_close(window_attention(*args), looped(*args))
+
+
+def test_gradients_of_all_five_inputs():
+    *tensors, regions = inputs(windows=2, images=1, tokens=4, dim=3)
+    for tensor in tensors:
+        tensor.requires_grad_()
+    assert torch.autograd.gradcheck(lambda *args: window_attention(*args, regions), tensors)
+
+
+def test_scale_is_capped_at_100():
+    q, k, v, scale, bias, regions = inputs()
+    capped = window_attention(q, k, v, torch.full_like(scale, math.log(100)), bias, regions)
+    beyond = window_attention(q, k, v, torch.full_like(scale, 50.0), bias, regions)
+    assert torch.equal(capped, beyond)
+
+
+def test_no_score_leaks_between_regions():
+    """With the customary mask of -100 a token with score 100 beats one with score -100 across the border."""
+    q = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
+    k = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[None, None]
+    v = torch.tensor([[1.0, 1.0], [7.0, 7.0]])[None, None]
+    regions = torch.tensor([[0, 1]])
+    out = window_attention(q, k, v, torch.full((1, 1, 1), 9.0), torch.zeros(1, 2, 2), regions)
+    assert torch.equal(out, v)
+
+
+def test_normalize_is_unit_length_and_harmless_at_zero():
+    x = torch.tensor(
+        [[3.0, 4.0], [0.0, 0.0], [3e-5, 4e-5]], dtype=torch.float16, requires_grad=True
+    )
+    unit = normalize(x)
+    assert unit.dtype == torch.float32
+    torch.testing.assert_close(unit.norm(dim=-1), torch.tensor([1.0, 0.0, 1.0]))
+    (unit.sum() * 65536).backward()
+    assert x.grad[1].eq(0).all()
+    assert x.grad[0].isfinite().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_stays_close_to_double(dtype):
+    args = inputs(dim=32, tokens=16)
+    half = window_attention(*(tensor.to(dtype) for tensor in args[:3]), *args[3:])
+    assert half.dtype == dtype
+    exact = window_attention(*(tensor.to(dtype).double() for tensor in args[:3]), *args[3:])
+    # One rounding of the weights, at most 1, and one of the sum, at most max |v|.
+    bound = 2 * torch.finfo(dtype).eps * args[2].abs().max().item()
+    torch.testing.assert_close(half.double(), exact, rtol=0, atol=bound)
+
+
+def test_dropout_drops_weights_and_keeps_the_expectation():
+    q, k, _, scale, bias, _ = inputs(images=1, windows=1, dim=8, tokens=8)
+    v = torch.ones_like(q)
+    runs = torch.stack([window_attention(q, k, v, scale, bias, dropout_p=0.5) for _ in range(400)])
+    assert runs.std() > 0.1
+    assert (runs.mean() - 1.0).abs() < 0.05
+
+
+def test_unknown_backend_is_refused_by_name():
+    assert available_backends() == ('auto', 'reference')
+    with pytest.raises(ValueError, match=r"unknown attention backend 'warp'.*auto, reference"):
+        window_attention(*inputs(), backend='warp')
