@@ -1,0 +1,51 @@
+"""Undo what mmdet and mmseg do when they are imported before mmcv has operators.
+
+OneDL's versions catch the failed import of `mmcv.ops` and put something in the place of what they wanted: mmdet a
+function or class that raises "requires mmcv to be compiled with ops" when it is used, mmseg None. A module that
+was imported before the stand-in keeps that for good; a Mask R-CNN then builds and fails in its first training
+step. Here they get what they asked for.
+"""
+
+import sys
+from types import FunctionType, ModuleType
+from typing import Any
+
+# Words of the message that mmdet's substitutes raise.
+_COMPLAINT = 'mmcv to be compiled'
+# What mmseg sets to None. A None of another name is somebody's ordinary None.
+_NONE_IN_MMSEG = frozenset(
+    {'CrissCrossAttention', 'PSAMask', 'point_sample', '_sigmoid_focal_loss'}
+)
+
+
+def mend_failed_imports() -> None:
+    """Replace the substitutes in all loaded mmdet and mmseg modules. Call it when `mmcv._ext` is in place."""
+    substitutes = [
+        (module, name)
+        for module_name, module in list(sys.modules.items())
+        if module_name.startswith(('mmdet.', 'mmseg.'))
+        for name, value in list(vars(module).items())
+        if _is_substitute(module, name, value)
+    ]
+    if not substitutes:
+        return
+    import mmcv.ops
+
+    for module, name in substitutes:
+        # `from mmcv.ops import sigmoid_focal_loss as _sigmoid_focal_loss`, and `line_nms as nms` where the
+        # substitute is None and stays.
+        wanted = getattr(mmcv.ops, name.lstrip('_'), None)
+        if wanted is not None:
+            setattr(module, name, wanted)
+
+
+def _is_substitute(module: ModuleType, name: str, value: Any) -> bool:
+    if value is None:
+        return module.__name__.startswith('mmseg.') and name in _NONE_IN_MMSEG
+    if getattr(value, '__module__', None) != module.__name__:
+        return False
+    function = value.__dict__.get('__init__') if isinstance(value, type) else value
+    return isinstance(function, FunctionType) and any(
+        isinstance(constant, str) and _COMPLAINT in constant
+        for constant in function.__code__.co_consts
+    )

@@ -1,0 +1,168 @@
+"""The operators of the stand-in on a GPU, against themselves on the CPU (where loops confirm them)."""
+
+import importlib
+
+import pytest
+import torch
+
+from swinv2_mm.ops import mmcv_ext
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device'),
+    pytest.mark.skipif(
+        not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
+    ),
+]
+ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+
+DEVICE = 'cuda'
+
+
+def random_boxes(count):
+    corner = torch.rand(count, 2) * 100
+    return torch.cat((corner, corner + torch.rand(count, 2) * 40), dim=1), torch.randperm(
+        count
+    ) / count
+
+
+def random_regions():
+    feats = torch.randn(2, 3, 13, 17, dtype=torch.float64)
+    boxes, _ = random_boxes(9)
+    return feats, torch.cat((torch.randint(0, 2, (9, 1)), boxes), dim=1).double()
+
+
+def roi_align(feats, rois, mode, ratio=0, aligned=True):
+    feats = feats.detach().requires_grad_()
+    output = ops.roi_align(feats, rois, (3, 2), 0.125, ratio, mode, aligned)
+    output.backward(torch.linspace(-1, 1, output.numel()).view(output.shape).to(output))
+    return output.detach().cpu(), feats.grad.cpu()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('offset', [0, 1])
+def test_nms(offset, dtype):
+    boxes, scores = random_boxes(200)
+    boxes = boxes.to(dtype)
+    assert torch.equal(
+        ops.nms(boxes.to(DEVICE), scores.to(DEVICE), 0.3, offset=offset)[1].cpu(),
+        ops.nms(boxes, scores, 0.3, offset=offset)[1],
+    )
+
+
+def test_equal_scores_keep_their_order():
+    boxes = torch.arange(300.0)[:, None] * 10 + torch.tensor([0.0, 0, 4, 4])
+    inds = ops.nms(boxes.to(DEVICE), torch.full((300,), 0.5, device=DEVICE), 0.5)[1]
+    assert inds.tolist() == list(range(300))
+
+
+def test_soft_nms_and_nms_match():
+    boxes, scores = random_boxes(50)
+    for ours, theirs in zip(
+        ops.soft_nms(boxes.to(DEVICE), scores.to(DEVICE)), ops.soft_nms(boxes, scores)
+    ):
+        assert ours.is_cuda
+        assert torch.equal(ours.cpu(), theirs)
+    dets = torch.cat((boxes, scores[:, None]), dim=1)
+    groups = ops.nms_match(dets.to(DEVICE), 0.3)
+    assert [g.tolist() for g in groups] == [g.tolist() for g in ops.nms_match(dets, 0.3)]
+
+
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize('aligned', [True, False])
+def test_roi_align(mode, ratio, aligned):
+    feats, rois = random_regions()
+    expected = roi_align(feats, rois, mode, ratio, aligned)
+    for ours, theirs in zip(
+        roi_align(feats.to(DEVICE), rois.to(DEVICE), mode, ratio, aligned), expected
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_roi_align_in_half_precision(dtype, mode):
+    feats, rois = (t.to(dtype) for t in random_regions())
+    output, grad = roi_align(feats.to(DEVICE), rois.to(DEVICE), mode)
+    exact, exact_grad = roi_align(feats, rois, mode)
+    assert output.dtype == grad.dtype == dtype
+    torch.testing.assert_close(output.float(), exact.float(), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(grad.float(), exact_grad.float(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize('mode', ['avg', 'max'])
+def test_roi_align_trains_with_deterministic_algorithms(mode):
+    feats, rois = random_regions()
+    expected = roi_align(feats, rois, mode)
+    torch.use_deterministic_algorithms(True)
+    try:
+        runs = [roi_align(feats.to(DEVICE), rois.to(DEVICE), mode) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for first, second, theirs in zip(*runs, expected):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, theirs, rtol=1e-9, atol=1e-10)
+
+
+def test_deformable_convolution():
+    n = 2 * 3 * 3
+    x, offset = (
+        torch.randn(2, 4, 7, 6, dtype=torch.float64),
+        torch.randn(2, 2 * n, 7, 6, dtype=torch.float64),
+    )
+    mask, weight = (
+        torch.rand(2, n, 7, 6, dtype=torch.float64),
+        torch.randn(6, 4, 3, 3, dtype=torch.float64),
+    )
+    results = []
+    for device in ('cpu', DEVICE):
+        inputs = [t.to(device).requires_grad_() for t in (x, offset, mask, weight)]
+        outputs = (
+            ops.modulated_deform_conv2d(*inputs, None, 1, 1, 1, 1, 2),
+            ops.deform_conv2d(inputs[0], inputs[1], inputs[3], 1, 1, 1, 1, 2),
+        )
+        loss = sum(
+            (o * torch.linspace(-1, 1, o.numel()).view(o.shape).to(o)).sum() for o in outputs
+        )
+        results.append([t.detach().cpu() for t in (*outputs, *torch.autograd.grad(loss, inputs))])
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_deformable_attention_module():
+    module = ops.MultiScaleDeformableAttention(
+        16, num_heads=2, num_levels=2, num_points=3, batch_first=True
+    )
+    module.eval()
+    query = torch.randn(2, 5, 16)
+    value = torch.randn(2, 3 * 4 + 2 * 2, 16)
+    points, shapes = torch.rand(2, 5, 2, 2), torch.tensor([[3, 4], [2, 2]])
+    results = []
+    for device in ('cpu', DEVICE):
+        module.to(device).zero_grad()
+        output = module(
+            query.to(device),
+            value=value.to(device),
+            reference_points=points.to(device),
+            spatial_shapes=shapes.to(device),
+            level_start_index=torch.tensor([0, 12], device=device),
+        )
+        output.square().sum().backward()
+        results.append(
+            [output.detach().cpu(), *(p.grad.cpu().clone() for p in module.parameters())]
+        )
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_focal_loss():
+    logits, target = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0, 1])
+    results = []
+    for device in ('cpu', DEVICE):
+        x = logits.to(device).requires_grad_()
+        loss = ops.sigmoid_focal_loss(x, target.to(device), 2.0, 0.25, None, 'sum')
+        loss.backward()
+        results.append([loss.detach().cpu(), x.grad.cpu()])
+    for theirs, ours in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
