@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from swinv2_mm.ops import mmcv_ext
 from swinv2_mm.ops.mmcv_ext import roi_align as implementation
 from swinv2_mm.ops.mmcv_ext import roi_samples as samples
-from swinv2_mm.ops import mmcv_ext
 
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
