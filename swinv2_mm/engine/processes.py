@@ -1,0 +1,46 @@
+"""Starts the processes of a distributed run: torchrun, without its stack trace when one of them fails.
+
+`python -m swinv2_mm.engine.processes [torchrun's options] SCRIPT [its options]`, as `tools/dist_train.sh` does. Each
+process says itself what went wrong; torchrun would add some forty lines about its own inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from swinv2_mm.engine.launch import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_SETUP
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Runs torchrun and returns the exit code of the first process that failed, or 0.
+
+    Args:
+        arguments: What torchrun is given.
+    """
+    logging.disable(logging.CRITICAL)  # torchrun's own, in this process only
+    try:
+        run.main(list(arguments))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode in (EXIT_SETUP, EXIT_INTERRUPTED):
+            return failure.exitcode
+        if failure.exitcode < 0:  # by a signal: it had no chance to speak
+            print(
+                f'Process {rank} was ended by signal {-failure.exitcode}; '
+                'signal 9 mostly means that the machine ran out of memory.',
+                file=sys.stderr,
+            )
+        return EXIT_CRASH
+    except (KeyboardInterrupt, SignalException):
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(start(sys.argv[1:]))

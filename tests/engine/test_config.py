@@ -1,0 +1,166 @@
+"""Reading a config, and what the command line changes in it."""
+
+import os
+
+import pytest
+import torch
+from mmengine.registry import PARAM_SCHEDULERS
+
+from swinv2_mm.engine.config import (
+    enable_amp,
+    enable_lr_scaling,
+    limit_iterations,
+    load_config,
+    set_work_dir,
+)
+from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.errors import SetupError
+
+
+def written(tmp_path, text):
+    path = tmp_path / 'config.py'
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_missing_config_is_reported_with_the_one_that_was_meant(monkeypatch):
+    monkeypatch.chdir(os.path.join(os.path.dirname(__file__), '..', '..'))
+    with pytest.raises(
+        SetupError, match=r'does not exist; did you mean configs/mask_rcnn/mask-rcnn_swinv2-t-p4-w8'
+    ):
+        load_config('configs/mask-rcnn_swinv2-t-p4-w8_fpn_1x_coc.py')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('model = dict(\n', r'cannot be read: .*SyntaxError'),
+        ("_base_ = './no_such_base.py'\n", r'cannot be read: .*no_such_base'),
+        ('model = undefined_name\n', 'cannot be read: NameError: .*undefined_name'),
+        ("custom_imports = dict(imports=['no_such_module'])\n", 'cannot be read: ImportError'),
+        ('model = dict()\n', 'default_scope=None'),
+        ("default_scope = 'mmdet'\n", 'defines no model'),
+        ("default_scope = 'mmdet'\nmodel = dict()\nrunner_type = 'Mine'\n", "runner_type='Mine'"),
+    ],
+)
+def test_a_config_that_cannot_run_says_why(tmp_path, text, message):
+    with pytest.raises(SetupError, match=message):
+        load_config(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ('option', 'message'),
+    [
+        ('train_cfg', 'expected KEY=VALUE'),
+        ('=3', 'expected KEY=VALUE'),
+        ('train_cfg.max_iters=[1,(2]', 'brackets do not match'),
+        ('train_cfg.max_epochs.deeper=3', 'train_cfg.max_epochs.deeper=3'),
+    ],
+)
+def test_an_option_that_cannot_be_merged_is_named(detection_config, option, message):
+    with pytest.raises(SetupError, match=message.replace('[', r'\[')):
+        load_config(detection_config, [option])
+
+
+def test_options_override_values_and_list_items(detection_config, capsys):
+    with Console() as console:
+        cfg = load_config(
+            detection_config,
+            [
+                'train_dataloader.batch_size=3',
+                'param_scheduler.0.end=7',
+                'model.backbone.wiht_cp=True',
+            ],
+            console,
+        )
+    assert cfg.train_dataloader.batch_size == 3
+    assert cfg.param_scheduler[0].end == 7
+    warning = capsys.readouterr().out
+    assert 'model.backbone.wiht_cp: not in the config so far' in warning
+    assert 'batch_size' not in warning
+
+
+def test_the_work_directory_defaults_to_the_name_of_the_config(
+    detection_cfg, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    set_work_dir(detection_cfg, None)
+    assert detection_cfg.work_dir == 'work_dirs/mask-rcnn_swinv2-nano_fpn_shapes'
+    assert (tmp_path / detection_cfg.work_dir).is_dir()
+
+
+def test_a_work_directory_that_cannot_be_written_to(detection_cfg, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(SetupError, match=r'cannot be written to .*--work-dir'):
+        set_work_dir(detection_cfg, str(tmp_path / 'file' / 'run'))
+
+
+def test_lr_scaling_needs_a_base_batch_size(detection_cfg):
+    enable_lr_scaling(detection_cfg)
+    assert detection_cfg.auto_scale_lr.enable
+    detection_cfg.auto_scale_lr = None
+    with pytest.raises(SetupError, match='base_batch_size'):
+        enable_lr_scaling(detection_cfg)
+
+
+def test_amp_suits_the_device(detection_cfg):
+    enable_amp(detection_cfg, on_gpu=True)
+    assert detection_cfg.optim_wrapper.type == 'AmpOptimWrapper'
+    assert detection_cfg.optim_wrapper.loss_scale == 'dynamic'
+    enable_amp(detection_cfg, on_gpu=False)
+    assert detection_cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
+    assert 'loss_scale' not in detection_cfg.optim_wrapper
+    detection_cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(SetupError, match='ApexOptimWrapper'):
+        enable_amp(detection_cfg, on_gpu=False)
+
+
+def test_fewer_iterations_than_one_are_refused(detection_cfg):
+    with pytest.raises(SetupError, match='--max-iters 0'):
+        limit_iterations(detection_cfg, 0)
+
+
+def learning_rates(schedulers, epoch_length, num_iters):
+    """The learning rate of every iteration, stepped as mmengine's hook steps it."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    built = [
+        PARAM_SCHEDULERS.build(
+            dict(scheduler), default_args=dict(optimizer=optimizer, epoch_length=epoch_length)
+        )
+        for scheduler in schedulers
+    ]
+    rates = []
+    for iteration in range(1, num_iters + 1):
+        rates.append(optimizer.param_groups[0]['lr'])
+        for scheduler in built:
+            if not scheduler.by_epoch or iteration % epoch_length == 0:
+                scheduler.step()
+    return rates
+
+
+def test_a_shortened_epoch_schedule_keeps_its_learning_rates(detection_cfg):
+    detection_cfg.train_cfg.max_epochs = 12
+    detection_cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=5),
+        dict(type='MultiStepLR', begin=0, by_epoch=True, milestones=[2, 4], gamma=0.1),
+    ]
+    full = [dict(scheduler) for scheduler in detection_cfg.param_scheduler]
+    words = limit_iterations(detection_cfg, 40)
+    assert words == '40 iterations instead of 12 epochs, then one validation'
+    assert learning_rates(detection_cfg.param_scheduler, 10, 40) == pytest.approx(
+        learning_rates(full, 10, 40)
+    )
+    assert learning_rates(full, 10, 40)[-1] == pytest.approx(0.1)  # the schedule did something
+    assert detection_cfg.train_cfg.type == 'IterBasedTrainLoop'
+    assert detection_cfg.train_cfg.val_interval == 40
+    assert detection_cfg.default_hooks.checkpoint.interval == 40
+    assert not detection_cfg.default_hooks.checkpoint.by_epoch
+
+
+def test_a_shortened_iteration_schedule_keeps_its_end(segmentation_cfg):
+    segmentation_cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=100, val_interval=10)
+    segmentation_cfg.param_scheduler = dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False)
+    words = limit_iterations(segmentation_cfg, 4)
+    assert words == '4 iterations instead of 100, then one validation'
+    assert segmentation_cfg.param_scheduler.end == 100
+    assert segmentation_cfg.train_cfg.max_iters == 4

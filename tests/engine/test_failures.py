@@ -1,0 +1,79 @@
+"""A crash is told in four lines; the traceback is in the log file."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.failures import find_hint, report_failure, was_interrupted
+from swinv2_mm.models.backbones.arch import resolve_arch
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        raise KeyError('no such picture')
+
+
+def reported(error, tmp_path, capsys):
+    with Console() as console:
+        console.open_log(tmp_path / 'run.log')
+        report_failure(error, console)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_console_gets_message_place_and_log_and_the_log_gets_the_traceback(tmp_path, capsys):
+    with pytest.raises(ValueError) as caught:
+        resolve_arch('enormous')
+    lines = reported(caught.value, tmp_path, capsys)
+    assert lines[0].startswith('ValueError: ')
+    assert 'enormous' in lines[0]
+    assert 'arch.py:' in lines[1]
+    assert lines[-1] == f'  full traceback: {tmp_path / "run.log"}'
+    assert not any('Traceback' in line for line in lines)
+    assert 'Traceback (most recent call last)' in (tmp_path / 'run.log').read_text()
+
+
+def test_the_error_of_a_data_loading_process_is_told_as_it_happened(tmp_path, capsys):
+    with pytest.raises(KeyError) as caught:
+        next(iter(DataLoader(Broken(), num_workers=1)))
+    lines = reported(caught.value, tmp_path, capsys)
+    assert 'no such picture' in lines[0]
+    assert 'in a data loading process' in lines[0]
+    assert len(lines[0]) < 200
+
+
+@pytest.mark.parametrize(
+    ('error', 'hint'),
+    [
+        (
+            torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB'),
+            'with_cp=True',
+        ),
+        (FloatingPointError('the loss is nan'), 'learning rate'),
+        (RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.'), 'num_workers'),
+        (RuntimeError('unable to allocate shared memory(shm) for file'), '--shm-size'),
+        (RuntimeError('CUDA error: device-side assert triggered'), '--device cpu'),
+        (RuntimeError('The server socket has failed: EADDRINUSE'), 'PORT='),
+        (OSError(28, 'No space left on device'), 'disk is full'),
+    ],
+)
+def test_known_troubles_come_with_a_remedy(error, hint):
+    assert hint in find_hint(error)
+
+
+def test_unknown_troubles_come_without_one():
+    assert find_hint(ValueError('something new')) is None
+
+
+def test_an_interruption_is_known_under_another_name():
+    with pytest.raises(SyntaxError) as caught:
+        try:
+            raise KeyboardInterrupt
+        except:  # noqa: E722  as mmengine does
+            raise SyntaxError('Failed to format the config file') from None
+    assert was_interrupted(caught.value)
+    assert was_interrupted(KeyboardInterrupt())
+    assert not was_interrupted(ValueError())

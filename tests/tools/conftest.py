@@ -1,0 +1,46 @@
+"""Runs the tools as a user does: in processes of their own, on the generated set."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tool_runs import ROOT
+
+from swinv2_mm.datasets import generate_shapes
+
+
+@pytest.fixture(scope='session')
+def environment(tmp_path_factory):
+    """Environment variables for the tools: a tiny generated set, one thread, this checkout."""
+    root = tmp_path_factory.mktemp('shapes')
+    generate_shapes(root, num_train=6, num_val=4, image_size=(64, 64))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return dict(
+        os.environ,
+        SWINV2_MM_SHAPES=str(root),
+        OMP_NUM_THREADS='1',
+        PYTHONPATH=path,
+        PYTHON=sys.executable,
+        PYTHONUNBUFFERED='1',
+    )
+
+
+@pytest.fixture(scope='session')
+def run_tool(environment):
+    """Returns a function that runs a script, or another command, and returns the finished process."""
+
+    def run(*command, env=None):
+        command = [str(part) for part in command]
+        if command[0].endswith('.py'):
+            command.insert(0, sys.executable)
+        return subprocess.run(
+            command,
+            env={**environment, **(env or {})},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,42 @@
+"""What the tests of the tools share: configs, fast options, and what must not be on the console."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+DETECTION = str(next(ROOT.glob('configs/quickstart/mask-rcnn_*.py')))
+SEGMENTATION = str(next(ROOT.glob('configs/quickstart/*upernet*.py')))
+
+FAST = (
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+)
+"""Options for `--cfg-options`: no processes for four pictures."""
+
+NOISE = (
+    'System environment',
+    'Runtime environment',
+    'Could not import OneDL',
+    'Hooks will be executed',
+    'loading annotations into memory',
+    'creating index',
+    'paramwise_options',
+    'Average Precision',
+    'DONE (t=',
+    'deprecated',
+    'Warning',
+    'weights_only',
+)
+"""What the libraries print in the course of a run, and a user need not see."""
+
+
+def log_of(work_dir):
+    """The text of the newest log file of a work directory."""
+    logs = sorted(Path(work_dir).glob('*/*.log'))
+    assert logs, f'no log in {work_dir}'
+    return logs[-1].read_text()

@@ -1,0 +1,65 @@
+"""Evaluates a checkpoint of a detector or segmenter."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'checkpoint', help='checkpoint file, or a work directory for its newest one'
+    )
+    parser.add_argument(
+        '--work-dir', help='folder for the log and metrics.json (default: work_dirs/<config>)'
+    )
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--out',
+        metavar='F',
+        help='keep the predictions: a .pkl file for detection, a folder of label PNGs for segmentation',
+    )
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw annotation and prediction side by side, one PNG per image',
+    )
+    parser.add_argument('--show-max', type=int, metavar='N', help='draw the first N images only')
+    parser.add_argument(
+        '--device',
+        choices=['auto', 'cuda', 'cpu'],
+        default='auto',
+        help='auto: the GPU if there is one; cuda: stop if there is none (default: auto)',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started; dist_test.sh and slurm_test.sh set it',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override the config, e.g. test_dataloader.batch_size=4',
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the tool and returns its exit code."""
+    args = parse_args()
+    if args.device == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before anything asks torch for a GPU
+    from swinv2_mm.engine.launch import evaluate
+
+    return evaluate(**vars(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Trains the detector or segmenter of a config."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir',
+        help='folder for checkpoints, logs and metrics.json (default: work_dirs/<config>)',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on from CKPT, or from the newest checkpoint of the work directory',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by effective batch size / auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--max-iters', type=int, metavar='N', help='run exactly N iterations, then validate once'
+    )
+    parser.add_argument(
+        '--device',
+        choices=['auto', 'cuda', 'cpu'],
+        default='auto',
+        help='auto: the GPU if there is one; cuda: stop if there is none (default: auto)',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started; dist_train.sh and slurm_train.sh set it',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='override the config, e.g. train_dataloader.batch_size=4 model.backbone.with_cp=True',
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the tool and returns its exit code."""
+    args = parse_args()
+    if args.device == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before anything asks torch for a GPU
+    from swinv2_mm.engine.launch import train
+
+    return train(**vars(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
