@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PINS := constraints.txt pyproject.toml setup.py
+# The stamp names the checkout: an environment that several of them share must point at the one in use.
+STAMP_NAME := installed-$(shell pwd | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/$(STAMP_NAME)
 DEMO_CONFIG := configs/quickstart/mask-rcnn_swinv2-nano_fpn_shapes.py
 DEMO_DIR := work_dirs/demo
 SHAPES_DIR ?= data/shapes
@@ -22,29 +25,32 @@ $(BIN)/python:
 	  { echo "swinv2_mm needs Python >= 3.10, '$(PYTHON)' is older: make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp per set of packages: nothing is installed twice while the pins stay as they are.
-$(VENV)/installed-%: $(PINS) | $(BIN)/python
-	@echo "Installing into $(VENV) (torch is large: this takes some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
-	@touch $@
+define install
+@echo "Installing into $(VENV) (torch is large: this takes some minutes the first time)"
+$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
+@find $(VENV) -maxdepth 1 -name 'installed-*' ! -name '$(STAMP_NAME)*' -delete
+@touch $@
+endef
 
-$(VENV)/installed: $(PINS) | $(BIN)/python
-	@echo "Installing into $(VENV) (torch is large: this takes some minutes the first time)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
+# Nothing is installed twice while the pins stay as they are.
+$(STAMP): $(PINS) | $(BIN)/python
+	$(call install,)
 
-install: $(VENV)/installed
+$(STAMP)-%: $(PINS) | $(BIN)/python
+	$(call install,[$*])
 
-demo: $(VENV)/installed
+install: $(STAMP)
+
+demo: $(STAMP)
 	$(BIN)/python tools/dataset_converters/generate_shapes.py $(SHAPES_DIR)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last_checkpoint \
 	  --work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/vis
 
-test: $(VENV)/installed-test
+test: $(STAMP)-test
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/installed-lint
+lint: $(STAMP)-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

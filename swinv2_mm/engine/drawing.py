@@ -24,7 +24,7 @@ class SideBySideHook(Hook):
     """
 
     def __init__(
-        self, folder: str | Path, limit: int | None = None, min_score: float = 0.3
+        self, folder: str | Path, limit: int | None = None, min_score: float = 0.5
     ) -> None:
         self.folder = Path(folder)
         self.limit = limit

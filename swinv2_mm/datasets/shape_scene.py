@@ -1,0 +1,138 @@
+"""One generated picture: patterned shapes that cover one another on patterned paper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from swinv2_mm.datasets.outlines import GRID, SHAPE_CLASSES, Outline
+from swinv2_mm.datasets.textures import Colour, draw_texture
+
+_FEWEST, _MOST = 2, 5
+"""How many shapes a picture asks for; it gets fewer where there is no room."""
+_SMALLEST, _LARGEST = 14, 30
+"""Radius of a shape, in hundredths of the shorter image side."""
+_MOST_TURNED = 20
+"""Rotation of a shape from upright, either way, in degrees."""
+_MIN_VISIBLE = 50
+"""A shape keeps at least this share of its area in sight, in percent; one that would hide more is not placed."""
+_ATTEMPTS = 60
+
+# Red, green, blue. Vivid paint, edged with ink, on pale paper: a shape differs from what is behind it by more than its
+# pattern. The pattern is a tint of the paint, towards cream or towards ink.
+_INK: Colour = (38, 42, 62)
+_CREAM: Colour = (252, 244, 226)
+_PAINTS: tuple[Colour, ...] = (
+    (230, 57, 70),
+    (244, 132, 49),
+    (249, 199, 79),
+    (124, 181, 88),
+    (42, 157, 143),
+    (72, 149, 239),
+    (120, 95, 205),
+    (228, 92, 168),
+    (255, 160, 178),
+    (96, 190, 220),
+)
+_PAPERS: tuple[tuple[Colour, Colour], ...] = (
+    ((243, 239, 228), (229, 221, 203)),
+    ((228, 236, 241), (207, 220, 229)),
+    ((236, 230, 243), (219, 209, 231)),
+    ((231, 241, 227), (212, 227, 206)),
+    ((251, 232, 220), (243, 215, 197)),
+    ((238, 238, 238), (221, 221, 221)),
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what is in it.
+
+    Attributes:
+        image: (H, W, 3) uint8, red, green, blue.
+        owners: (H, W) uint8; 0 where the paper shows, ``i + 1`` where shape ``i`` is the one seen.
+        labels: Class label of every shape, 1..4, the rearmost first.
+    """
+
+    image: np.ndarray
+    owners: np.ndarray
+    labels: tuple[int, ...]
+
+
+def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
+    """Draws one picture.
+
+    Args:
+        rng: Source of everything in the picture. Only whole numbers are drawn from it: they are the part of numpy's
+            random numbers that has stayed the same over its versions.
+        height: Rows, in pixels.
+        width: Columns, in pixels.
+
+    Returns:
+        A scene with one to five shapes, each of them visible by at least 50 percent.
+    """
+    shapes, owners = _place(rng, height, width)
+    pitch = max(2, min(height, width) * int(rng.integers(3, 9)) // 100)
+    paper = _PAPERS[int(rng.integers(len(_PAPERS)))]
+    image = draw_texture(rng, height, width, pitch, paper)
+    for shape in shapes:
+        _paint(rng, image, shape)
+    return Scene(image.astype(np.uint8), owners, tuple(shape.label for shape in shapes))
+
+
+def _place(rng: np.random.Generator, height: int, width: int) -> tuple[list[Outline], np.ndarray]:
+    wanted = int(rng.integers(_FEWEST, _MOST + 1))
+    shapes: list[Outline] = []
+    full_areas: list[int] = []
+    owners = np.zeros((height, width), np.uint8)
+    attempts = 0
+    while len(shapes) < wanted and (attempts < _ATTEMPTS or not shapes):
+        attempts += 1
+        radius = min(height, width) * GRID * int(rng.integers(_SMALLEST, _LARGEST + 1)) // 100
+        shape = Outline(
+            label=int(rng.integers(len(SHAPE_CLASSES))) + 1,
+            x=int(rng.integers(radius // 2, width * GRID - radius // 2)),
+            y=int(rng.integers(radius // 2, height * GRID - radius // 2)),
+            radius=radius,
+            angle=math.pi * int(rng.integers(-_MOST_TURNED, _MOST_TURNED + 1)) / 180,
+        )
+        covered = 2 * shape.coverage() >= GRID * GRID
+        areas = [*full_areas, int(covered.sum())]
+        on_image, on_window = shape.overlap(height, width)
+        proposed = owners.copy()
+        proposed[on_image][covered[on_window]] = len(areas)
+        seen = np.bincount(proposed.ravel(), minlength=len(areas) + 1)[1:].tolist()
+        if all(100 * s >= _MIN_VISIBLE * a for s, a in zip(seen, areas, strict=True)):
+            shapes.append(shape)
+            full_areas, owners = areas, proposed
+    return shapes, owners
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, shape: Outline) -> None:
+    """Lays a shape with a dark rim and a soft shadow onto the (H, W, 3) int32 ``image``, in place."""
+    colour = _PAINTS[int(rng.integers(len(_PAINTS)))]
+    tint = (_CREAM, _CREAM, _INK)[int(rng.integers(3))]
+    share = int(rng.integers(25, 50))
+    pattern = tuple(
+        (c * (100 - share) + t * share) // 100 for c, t in zip(colour, tint, strict=True)
+    )
+    pitch = max(2, shape.radius * int(rng.integers(18, 36)) // (100 * GRID))
+    paint = draw_texture(rng, shape.window, shape.window, pitch, (colour, pattern))
+
+    lift = max(GRID, shape.radius // 12)
+    rim = max(3 * GRID // 2, shape.radius // 12)
+    whole = shape.coverage()[..., None]
+    inner = shape.coverage(shrink=rim)[..., None]
+    blur = 2 * (lift // GRID) + 1
+    shadow = cv2.blur(shape.coverage(shift=lift).astype(np.uint8), (blur, blur)).astype(np.int32)[
+        ..., None
+    ]
+    paint = (paint * inner + np.array(_INK, np.int32) * (64 - inner)) // 64
+
+    on_image, on_window = shape.overlap(*image.shape[:2])
+    below = image[on_image] * (192 - shadow[on_window]) // 192
+    whole = whole[on_window]
+    image[on_image] = (below * (64 - whole) + paint[on_window] * whole + 32) // 64
