@@ -20,8 +20,8 @@ _REACH: dict[str, tuple[float, list[float]]] = {
     'triangle': (-math.pi / 2, [1.25] * 3),
     'star': (-math.pi / 2, [1.2, 0.55] * 5),
 }
-"""Where the first corner of an upright shape is, and how far all corners are from the centre, in radii, at equal angles:
-shapes of one radius look equally large."""
+"""Where the first corner of an upright shape is, and how far all corners are from the centre, in radii, at equal
+angles: shapes of one radius look equally large."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ Point = tuple[int, int]
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
     """Outlines a mask along the edges between its pixels.
 
-    A contour through pixel centres (what ``cv2.findContours`` gives) loses half a pixel all around; an outline that runs
-    along pixel edges has integer corners and rasterises back to exactly the mask. COCO polygons know no holes, so a part
-    with a hole is cut in two through the hole.
+    A contour through pixel centres (what ``cv2.findContours`` gives) loses half a pixel all around; an outline that
+    runs along pixel edges has integer corners and rasterises back to exactly the mask. COCO polygons know no holes, so
+    a part with a hole is cut in two through the hole.
 
     Args:
         mask: (H, W) boolean array.
@@ -42,7 +42,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _boundary_loops(mask: np.ndarray) -> list[list[Point]]:
-    """Follows the boundary with the mask on the right hand: outer loops run clockwise on screen, holes counter-clockwise."""
+    """Follows the boundary, the mask on the right hand: outer loops run clockwise on screen, holes the other way."""
     exits: dict[Point, list[Point]] = {}
     inside = np.pad(mask, 1)
     core = inside[1:-1, 1:-1]
@@ -66,7 +66,7 @@ def _take_loop(exits: dict[Point, list[Point]]) -> list[Point]:
     """Removes one closed loop from ``exits`` and returns its corners, without the points in the middle of a side."""
     # The leftmost point is a real corner and never one where two parts touch, so arriving there closes the loop.
     start = point = min(exits)
-    corners = []
+    corners: list[Point] = []
     heading = (0, 0)
     while not corners or point != start:
         ends = exits[point]

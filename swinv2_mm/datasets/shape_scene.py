@@ -116,11 +116,11 @@ def _paint(rng: np.random.Generator, image: np.ndarray, shape: Outline) -> None:
     colour = _PAINTS[int(rng.integers(len(_PAINTS)))]
     tint = (_CREAM, _CREAM, _INK)[int(rng.integers(3))]
     share = int(rng.integers(25, 50))
-    pattern = tuple(
+    red, green, blue = (
         (c * (100 - share) + t * share) // 100 for c, t in zip(colour, tint, strict=True)
     )
     pitch = max(2, shape.radius * int(rng.integers(18, 36)) // (100 * GRID))
-    paint = draw_texture(rng, shape.window, shape.window, pitch, (colour, pattern))
+    paint = draw_texture(rng, shape.window, shape.window, pitch, (colour, (red, green, blue)))
 
     lift = max(GRID, shape.radius // 12)
     rim = max(3 * GRID // 2, shape.radius // 12)

@@ -1,6 +1,7 @@
 """Patterned paper: two-colour textures drawn with integer arithmetic only.
 
-Integers make a texture the same on every machine: no rounding mode, vector instruction or thread count can change a pixel.
+Integers make a texture the same on every machine: no rounding mode, vector instruction or thread count can change a
+pixel.
 Lengths inside this file are in units of 1/64 pixel where a name ends in ``64``.
 """
 

@@ -288,5 +288,5 @@ def test_the_tool_leaves_a_complete_set_alone(
 def test_the_tool_ends_with_one_plain_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / 'file').write_text('')
     monkeypatch.setattr(sys, 'argv', [TOOL, str(tmp_path / 'file')])
-    with pytest.raises(SystemExit, match='^generate_shapes: .*is a file; give a folder'):
+    with pytest.raises(SystemExit, match=r'^generate_shapes: .*is a file; give a folder'):
         runpy.run_path(TOOL, run_name='__main__')
