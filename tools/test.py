@@ -30,6 +30,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--show-max', type=int, metavar='N', help='draw the first N images only')
     parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run the code in the checkpoint if it needs that: only for files whose makers you trust',
+    )
+    parser.add_argument(
         '--device',
         choices=['auto', 'cuda', 'cpu'],
         default='auto',

@@ -34,6 +34,16 @@ def parse_args() -> argparse.Namespace:
         '--max-iters', type=int, metavar='N', help='run exactly N iterations, then validate once'
     )
     parser.add_argument(
+        '--no-pretrained',
+        action='store_true',
+        help='start from scratch where the config starts from pre-trained weights',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run the code in checkpoints that need it: only for files whose makers you trust',
+    )
+    parser.add_argument(
         '--device',
         choices=['auto', 'cuda', 'cpu'],
         default='auto',

@@ -90,6 +90,28 @@ def enable_amp(cfg: Config, on_gpu: bool) -> None:
         wrapper.pop(gpu_only, None)
 
 
+def drop_pretrained(cfg: Any) -> int:
+    """Removes the pre-trained weights that parts of a model start from.
+
+    Args:
+        cfg: The config of a model.
+
+    Returns:
+        How many there were.
+    """
+    if isinstance(cfg, (list, tuple)):
+        return sum(drop_pretrained(value) for value in cfg)
+    if not isinstance(cfg, dict):
+        return 0
+    dropped = sum(drop_pretrained(value) for key, value in cfg.items() if key != 'init_cfg')
+    given = cfg.get('init_cfg')
+    kept = [item for item in _as_list(given) if item.get('type') != 'Pretrained']
+    if len(kept) < len(_as_list(given)):
+        dropped += len(_as_list(given)) - len(kept)
+        cfg['init_cfg'] = kept or None
+    return dropped
+
+
 def enable_lr_scaling(cfg: Config) -> None:
     """Turns the linear scaling of the learning rate on.
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from swinv2_mm.checkpoints import CheckpointError, trust_checkpoints
 from swinv2_mm.engine import cpu_amp  # noqa: F401  registers the wrapper that --amp uses on a CPU
 from swinv2_mm.engine.checkpoint_files import newest_checkpoint, require_checkpoint
 from swinv2_mm.engine.class_agreement import check_classes
 from swinv2_mm.engine.config import (
+    drop_pretrained,
     enable_amp,
     enable_lr_scaling,
     limit_iterations,
@@ -52,6 +54,8 @@ def train(
     amp: bool = False,
     auto_scale_lr: bool = False,
     max_iters: int | None = None,
+    no_pretrained: bool = False,
+    trust_checkpoint: bool = False,
     device: str = 'auto',
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
@@ -65,6 +69,8 @@ def train(
         amp: Trains in mixed precision.
         auto_scale_lr: Scales the learning rate by the effective batch size.
         max_iters: Runs this many iterations, then validates; default: as long as the config says.
+        no_pretrained: Starts from scratch where the config would start from pre-trained weights.
+        trust_checkpoint: Runs the code in checkpoints that need it.
         device: `'auto'`, `'cuda'` or `'cpu'`.
         launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
         cfg_options: Strings `KEY=VALUE` that override the config.
@@ -80,6 +86,8 @@ def train(
         _require_training(cfg, config)
         set_work_dir(cfg, work_dir)
         console.say(f'config: {config}; device: {describe_device(on_gpu)}')
+        if no_pretrained:
+            console.say(f'pre-trained weights: {drop_pretrained(cfg.model)} left out')
         _prepare_checkpoints(cfg, resume, console)
         if amp or cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             enable_amp(cfg, on_gpu)
@@ -105,7 +113,7 @@ def train(
         _finish_training(runner, console)
         return EXIT_OK
 
-    return _guarded(run, launcher)
+    return _guarded(run, launcher, trust_checkpoint)
 
 
 def evaluate(
@@ -117,6 +125,7 @@ def evaluate(
     out: str | None = None,
     show_dir: str | None = None,
     show_max: int | None = None,
+    trust_checkpoint: bool = False,
     device: str = 'auto',
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
@@ -131,6 +140,7 @@ def evaluate(
         out: Where to keep the predictions: a pickle file for a detector, a folder of label PNGs for a segmenter.
         show_dir: Folder for pictures of annotation and prediction side by side.
         show_max: Number of pictures at most.
+        trust_checkpoint: Runs the code in the checkpoint if it needs that.
         device: `'auto'`, `'cuda'` or `'cpu'`.
         launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
         cfg_options: Strings `KEY=VALUE` that override the config.
@@ -170,16 +180,17 @@ def evaluate(
         console.say(f'log: {console.log_path}')
         return EXIT_OK
 
-    return _guarded(run, launcher)
+    return _guarded(run, launcher, trust_checkpoint)
 
 
-def _guarded(run: Callable[[Console], int], launcher: str) -> int:
+def _guarded(run: Callable[[Console], int], launcher: str, trust: bool) -> int:
     """Runs `run` with a console and turns what goes wrong into words and an exit code."""
     rank = process_rank(launcher)
-    with Console(speaks=rank == 0, name=f'rank {rank}' if launcher != 'none' else '') as console:
+    name = f'rank {rank}' if launcher != 'none' else ''
+    with trust_checkpoints(trust), Console(speaks=rank == 0, name=name) as console:
         try:
             code = run(console)
-        except SetupError as error:
+        except (SetupError, CheckpointError) as error:
             # Every process finds the same; the first one says so.
             (console.fail if console.speaks else lambda text: console.log(text, 'console'))(
                 str(error)
@@ -218,6 +229,7 @@ def _prepare_checkpoints(cfg: Config, resume: str | None, console: Console) -> N
             resume = newest
     if resume is not None:
         cfg.load_from, cfg.resume = require_checkpoint(resume), True
+        drop_pretrained(cfg.model)  # the checkpoint would overwrite them
         console.say(f'resuming from {cfg.load_from}')
     elif cfg.get('load_from'):
         cfg.load_from = require_checkpoint(cfg.load_from)
@@ -228,8 +240,11 @@ def _prepare_checkpoints(cfg: Config, resume: str | None, console: Console) -> N
 def _check_init_cfg(cfg: object) -> None:
     """Checks the checkpoints that parts of the model initialise themselves from."""
     if isinstance(cfg, dict):
-        if cfg.get('type') == 'Pretrained' and isinstance(cfg.get('checkpoint'), str):
-            require_checkpoint(cfg['checkpoint'])
+        named = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
+        if (
+            isinstance(named, str) and not Path(named).is_dir()
+        ):  # a folder is a model of transformers
+            require_checkpoint(named)
         for value in cfg.values():
             _check_init_cfg(value)
     elif isinstance(cfg, (list, tuple)):

@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from swinv2_mm.checkpoints import WINDOWS_KEY
 from swinv2_mm.engine.console import Console, ConsoleHandler
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.interrupts import InterruptHook
@@ -187,7 +188,7 @@ def _compare(
     wanted = {
         key: value
         for key, value in model.state_dict().items()
-        if not key.endswith('num_batches_tracked')
+        if not key.endswith(('num_batches_tracked', WINDOWS_KEY))
     }
     missing = [key for key in wanted if key not in loaded]
     unlike = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from swinv2_mm.models.backbones.arch import per_stage_windows, resolve_arch
+from swinv2_mm.checkpoints import (
+    WINDOWS_KEY,
+    adopt_stored_windows,
+    load_pretrained,
+    split_pretrained,
+    stored_windows,
+)
+from swinv2_mm.models.backbones.arch import Pair, per_stage_windows, resolve_arch
 from swinv2_mm.models.layers import (
     PatchEmbed,
     SwinBlock,
@@ -41,7 +48,7 @@ class SwinTransformerV2(BaseModule):
         patch_size: Side of a patch in pixels, the stride of the first stage.
         window_size: Attention window in tokens: an int, a pair (height, width), or one of these per stage.
         pretrained_window_sizes: Window at which the loaded weights were trained, in the same forms; 0 for
-            `window_size` itself.
+            `window_size` itself, `'auto'` for what the loaded file says.
         mlp_ratio: Hidden width of the MLPs over their input.
         qkv_bias: Whether queries and values have a bias.
         drop_rate: Dropout after the patch embedding, attention and MLPs.
@@ -55,7 +62,8 @@ class SwinTransformerV2(BaseModule):
         norm_eval: Whether batch norms among the output norms stay in eval mode; LayerNorm has no such state.
         with_cp: Whether blocks trade compute for memory by recomputing activations in the backward pass.
         attn_backend: See `swinv2_mm.ops.window_attention`.
-        init_cfg: mmengine initialisation config, such as `dict(type='Pretrained', checkpoint=...)`.
+        init_cfg: mmengine initialisation config. `dict(type='Pretrained', checkpoint=...)` goes through
+            `swinv2_mm.checkpoints.load_pretrained` and takes its arguments.
 
     Attributes:
         out_channels: Channels of the returned maps.
@@ -66,13 +74,15 @@ class SwinTransformerV2(BaseModule):
         ValueError: If an option is out of range or contradicts another.
     """
 
+    init_cfg: Any  # mmengine keeps it
+
     def __init__(
         self,
         arch: str | Mapping[str, Any] = 'tiny',
         in_channels: int = 3,
         patch_size: int = 4,
         window_size: int | Sequence[Any] = 8,
-        pretrained_window_sizes: int | Sequence[Any] = 0,
+        pretrained_window_sizes: int | str | Sequence[Any] = 'auto',
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         drop_rate: float = 0.0,
@@ -91,8 +101,16 @@ class SwinTransformerV2(BaseModule):
         self.arch = resolve_arch(arch)
         num_stages = len(self.arch.depths)
         windows = per_stage_windows(window_size, num_stages, 'window_size', minimum=1)
+        auto = pretrained_window_sizes == 'auto'
         pretrained = per_stage_windows(
-            pretrained_window_sizes, num_stages, 'pretrained_window_sizes', minimum=0
+            0 if auto else pretrained_window_sizes, num_stages, 'pretrained_window_sizes', minimum=0
+        )
+        self.window_sizes: tuple[Pair, ...] = tuple(windows)
+        self.pretrained_window_sizes: tuple[Pair, ...] | Literal['auto'] = (
+            'auto' if auto else tuple(pretrained)
+        )
+        self._position_windows = tuple(
+            (given[0] or own[0], given[1] or own[1]) for given, own in zip(pretrained, windows)
         )
         for name, count in (('in_channels', in_channels), ('patch_size', patch_size)):
             if not isinstance(count, int) or count < 1:
@@ -165,9 +183,47 @@ class SwinTransformerV2(BaseModule):
 
     def init_weights(self) -> None:
         """Reset the weights, then apply `init_cfg`. Gives values to a model that was built on the meta device."""
-        if not self.is_init:
-            self.reset_parameters()
-        super().init_weights()
+        if self.is_init:
+            super().init_weights()  # mmengine's word on a second call
+            return
+        self.reset_parameters()
+        given = self.init_cfg
+        self.init_cfg, pretrained = split_pretrained(given)
+        try:
+            super().init_weights()
+        finally:
+            self.init_cfg = given
+        for options in pretrained:
+            load_pretrained(self, **options)
+
+    def retarget(self, windows: Sequence[Pair]) -> None:
+        """Divide the coordinates of the position bias by other windows: those of the weights just loaded.
+
+        Args:
+            windows: `(height, width)` in tokens, one per stage.
+        """
+        self._position_windows = tuple(windows)
+        for layer, window in zip(cast(Iterable[SwinStage], self.layers), windows):
+            for block in cast(Iterable[SwinBlock], layer.blocks):
+                block.attn.cpb_mlp.retarget(window)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        # Weights mean nothing without the unit of their coordinates: it travels with them, so that they run at any
+        # window. No buffer, since nothing may cast it, average it or lose it on the meta device.
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + WINDOWS_KEY] = stored_windows(self._position_windows)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        stored = state_dict.get(prefix + WINDOWS_KEY)
+        if stored is not None:
+            configured, own = self.pretrained_window_sizes, self.window_sizes
+            self.retarget(adopt_stored_windows(stored, configured, own, len(self.layers)))
+            state_dict = {k: v for k, v in state_dict.items() if k != prefix + WINDOWS_KEY}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps of the stages in `out_indices`.

@@ -73,6 +73,11 @@ class ContinuousPositionBias(nn.Sequential):
         self.rebuild_derived()
         self.register_load_state_dict_post_hook(_rebuild_after_load)
 
+    def retarget(self, pretrained_window: tuple[int, int]) -> None:
+        """Divide the coordinates by another window from now on: that of the weights just loaded."""
+        self.pretrained_window = pretrained_window
+        self.rebuild_derived()
+
     @property
     def _weight(self) -> Tensor:
         return cast(nn.Linear, self[0]).weight

@@ -88,9 +88,10 @@ def test_starts_as_the_official_initialisation():
     assert model.patch_embed.norm.weight.eq(1).all()
 
 
-def test_only_parameters_are_saved_and_derived_tensors_are_not():
+def test_parameters_and_their_window_are_saved_and_derived_tensors_are_not():
     model = nano()
-    assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}
+    parameters = {name for name, _ in model.named_parameters()}
+    assert set(model.state_dict()) == parameters | {'pretrained_window_sizes'}
 
 
 def test_stages_behind_the_last_output_are_not_built():

@@ -1,0 +1,134 @@
+"""What a load did, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from swinv2_mm.checkpoints.errors import CheckpointError
+from swinv2_mm.checkpoints.table import matches_any
+from swinv2_mm.checkpoints.windows import Pair, SourceWindows, describe_windows
+
+_SHOWN = 6
+
+
+@dataclass
+class LoadReport:
+    """Every tensor of the file and of the model is on exactly one of these lists.
+
+    Attributes:
+        source: The checkpoint, as the user wrote it.
+        layout: How its weights are named.
+        prefix: What their names begin with.
+        windows: The windows it was trained at; None if nothing tells.
+        model_windows: The windows of the model.
+        position_windows: The windows that the model now divides coordinates by.
+        loaded: Our names of what was loaded.
+        dropped: Their names of what was left out on purpose, by reason.
+        fresh: Our names of output norms that the file cannot know: they keep their initial values.
+        missing: Our names of what the model has and the file has not.
+        unexpected: Their names of what the model has no place for, with the reason.
+        mismatched: Our name, shape in the file and shape in the model.
+        not_finite: Our names of tensors with NaN or infinite values.
+        allowed: Our names of what is wrong in one of these ways, but allowed.
+    """
+
+    source: str
+    layout: str
+    prefix: str
+    windows: SourceWindows | None = None
+    model_windows: Sequence[Pair] = ()
+    position_windows: Sequence[Pair] = ()
+    loaded: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: dict[str, str] = field(default_factory=dict)
+    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, key: str) -> None:
+        """Notes that `key` is left out on purpose."""
+        self.dropped.setdefault(reason, []).append(key)
+
+    def allow(self, patterns: Sequence[str]) -> None:
+        """Moves what is wrong, but allowed by name, to `allowed`.
+
+        Args:
+            patterns: Regular expressions for the beginning of names.
+
+        Raises:
+            CheckpointError: A pattern allows nothing, which mostly is a slip of the pen.
+        """
+        if isinstance(patterns, str):
+            raise TypeError(f'allow is {patterns!r}: expected a list of regular expressions')
+        problems: tuple[list[str] | dict, ...]
+        problems = (self.missing, self.unexpected, self.mismatched, self.not_finite)
+        for pattern in patterns:
+            names = [key for kind in problems for key in kind if matches_any([pattern], key)]
+            if not names:
+                raise CheckpointError(
+                    f'{self.source}: allow={pattern!r} names nothing that is missing, unexpected, mismatched or not '
+                    f'finite: remove it\n{self.table()}'
+                )
+            for kind in problems:
+                for key in [key for key in kind if key in names]:
+                    if isinstance(kind, dict):
+                        del kind[key]
+                    else:
+                        kind.remove(key)
+            self.allowed.extend(names)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, in words."""
+        shapes = [
+            f'{key} {theirs} instead of {ours}' for key, (theirs, ours) in self.mismatched.items()
+        ]
+        found = (
+            ('missing', self.missing),
+            ('of another shape', shapes),
+            ('without a place in the model', list(self.unexpected)),
+            ('NaN or infinite', self.not_finite),
+        )
+        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found if keys]
+
+    def table(self) -> str:
+        """Returns the report as lines of text."""
+        trained = str(self.windows) if self.windows else 'not stated'
+        if self.model_windows:
+            trained += f'; the model runs at {describe_windows(self.model_windows)}'
+            trained += f', normalised by {describe_windows(self.position_windows)}'
+        rows = [
+            ('layout', self.layout + (f', prefix {self.prefix!r}' if self.prefix else '')),
+            ('trained at window', trained),
+            ('loaded', f'{len(self.loaded)} tensors'),
+            *((f'dropped: {why}', _count(keys)) for why, keys in self.dropped.items()),
+            ('new output norms', _count(self.fresh)),
+            ('missing', _count(self.missing)),
+            ('unexpected', _count([f'{key} ({why})' for key, why in self.unexpected.items()])),
+            (
+                'shape mismatch',
+                _count(
+                    [
+                        f'{key} {theirs} in the file, {ours} in the model'
+                        for key, (theirs, ours) in self.mismatched.items()
+                    ]
+                ),
+            ),
+            ('NaN or infinite', _count(self.not_finite)),
+            ('allowed by name', _count(self.allowed)),
+        ]
+        width = max(len(name) for name, _ in rows)
+        return '\n'.join(
+            [f'checkpoint {self.source}', *(f'  {name:<{width}}  {text}' for name, text in rows)]
+        )
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '')
+
+
+def _count(keys: Sequence[str]) -> str:
+    return f'{len(keys)} ({_some(keys)})' if keys else 'none'

@@ -1,0 +1,44 @@
+"""A backbone of a few thousand weights."""
+
+import contextlib
+import io
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from swinv2_mm import SwinTransformerV2
+
+
+@pytest.fixture
+def nano():
+    """Builds a backbone with unequal depths, so that a mix-up of stages or blocks shows."""
+
+    def build(**options):
+        arch = dict(embed_dims=8, depths=[2, 1, 3], num_heads=[1, 2, 4])
+        options = {'window_size': 4, 'out_indices': (0, 1, 2), **options}
+        return SwinTransformerV2(arch, **options)
+
+    return build
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """Runs a converter as a program, without the seconds that a new process takes to import torch."""
+
+    def run(tool, *arguments):
+        path = str(Path(__file__).parents[2] / 'tools/model_converters' / tool)
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, arguments)])
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            pytest.raises(SystemExit) as stopped,
+        ):
+            runpy.run_path(path, run_name='__main__')
+        code = stopped.value.code
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
+
+    return run

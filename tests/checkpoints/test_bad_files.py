@@ -1,0 +1,172 @@
+"""Every way for a file to be wrong ends in one plain sentence."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.checkpoints import CheckpointError, load_pretrained, read_checkpoint_file
+
+
+@pytest.fixture
+def good(nano, tmp_path):
+    torch.save({'state_dict': nano().state_dict()}, tmp_path / 'good.pth')
+    return tmp_path / 'good.pth'
+
+
+def fails(backbone, file, message):
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_pretrained(backbone, file)
+    assert str(file) in str(caught.value)
+    after = backbone.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('keep', [0.3, 0.9, 0.999])
+def test_truncated(keep, good, nano):
+    content = good.read_bytes()
+    good.write_bytes(content[: int(keep * len(content))])
+    message = fails(nano(), good, 'is cut off after .* bytes: copy or download it again')
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize('keep', [0.3, 0.9])
+def test_truncated_in_the_old_format(keep, nano, tmp_path):
+    file = tmp_path / 'old.pth'
+    torch.save(nano().state_dict(), file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    assert '\n' not in fails(nano(), file, 'damaged|more than weights')
+
+
+@pytest.mark.parametrize('keep', [0.3, 0.9])
+def test_truncated_safetensors(keep, nano, tmp_path):
+    file = tmp_path / 'file.safetensors'
+    save_file(nano().state_dict(), file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))])
+    assert '\n' not in fails(nano(), file, 'damaged')
+
+
+def test_empty_file(nano, tmp_path):
+    (tmp_path / 'empty.pth').touch()
+    fails(nano(), tmp_path / 'empty.pth', 'is empty')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('these are my weights\n', "is a text file, not a checkpoint: it begins with 'these are"),
+        ('<!DOCTYPE html><html>Not Found</html>', 'is a web page'),
+        ('version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'git lfs pull'),
+        ('{"state_dict": 1}', 'text file'),
+        ('gewöhnlicher Text', 'text file'),
+    ],
+)
+@pytest.mark.parametrize('name', ['text.pth', 'text.pt'])
+def test_text(text, message, name, nano, tmp_path):
+    (tmp_path / name).write_text(text, encoding='utf-8')
+    assert '\n' not in fails(nano(), tmp_path / name, message)
+
+
+@pytest.mark.parametrize('content', [{}, {'state_dict': {}}, {'epoch': 3, 'meta': {}}])
+def test_no_weights(content, nano, tmp_path):
+    torch.save(content, tmp_path / 'file.pth')
+    assert '\n' not in fails(nano(), tmp_path / 'file.pth', 'holds no weights; its keys are')
+
+
+def test_no_dict(nano, tmp_path):
+    torch.save([torch.ones(2)], tmp_path / 'file.pth')
+    fails(nano(), tmp_path / 'file.pth', 'holds a list, not a dict of weights')
+
+
+def test_classifier_only(nano, tmp_path):
+    torch.save(
+        {'head.weight': torch.ones(10, 32), 'head.bias': torch.ones(10)}, tmp_path / 'head.pth'
+    )
+    message = fails(nano(), tmp_path / 'head.pth', 'no SwinV2 backbone in a known layout')
+    assert 'head.weight' in message and '\n' not in message
+
+
+@pytest.mark.parametrize(
+    ('key', 'model'),
+    [
+        ('layers.0.blocks.0.attn.relative_position_bias_table', 'a Swin V1'),
+        ('stages.0.blocks.0.attn.w_msa.relative_position_bias_table', 'a Swin V1'),
+        ('stages.0.blocks.0.attn.meta_mlp.fc1.weight', 'a SwinV2-CR'),
+        ('backbone.layer4.0.conv1.weight', 'a ResNet'),
+    ],
+)
+def test_another_model(key, model, nano, tmp_path):
+    torch.save(
+        {'patch_embed.proj.weight': torch.ones(2), key: torch.ones(2)}, tmp_path / 'file.pth'
+    )
+    fails(nano(), tmp_path / 'file.pth', f'holds {model}, not a SwinV2')
+
+
+def test_small_into_tiny_and_back(tmp_path):
+    """All that a tiny model wants is in the file of a small one: only what is left over tells."""
+    small = SwinTransformerV2('small', norm_cfg=None)
+    tiny = SwinTransformerV2('tiny', norm_cfg=None)
+    torch.save(small.state_dict(), tmp_path / 'small.pth')
+    torch.save(tiny.state_dict(), tmp_path / 'tiny.pth')
+    with pytest.raises(CheckpointError, match='without a place') as caught:
+        load_pretrained(tiny, tmp_path / 'small.pth')
+    assert 'depths [2, 2, 18, 2]; the model has depths [2, 2, 6, 2]' in str(caught.value)
+    with pytest.raises(CheckpointError, match='missing'):
+        load_pretrained(small, tmp_path / 'tiny.pth')
+
+
+def test_other_widths_and_heads(nano, tmp_path):
+    wide = SwinTransformerV2(
+        dict(embed_dims=16, depths=[2, 1, 3], num_heads=[1, 2, 4]), out_indices=(0, 1, 2)
+    )
+    torch.save(wide.state_dict(), tmp_path / 'wide.pth')
+    fails(
+        nano(),
+        tmp_path / 'wide.pth',
+        r'of another shape: .*\(16, 3, 4, 4\) instead of \(8, 3, 4, 4\)',
+    )
+    heads = SwinTransformerV2(
+        dict(embed_dims=8, depths=[2, 1, 3], num_heads=[2, 4, 8]), out_indices=(0, 1, 2)
+    )
+    torch.save(heads.state_dict(), tmp_path / 'heads.pth')
+    fails(nano(), tmp_path / 'heads.pth', r'logit_scale \(2, 1, 1\) instead of \(1, 1, 1\)')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_not_finite(value, nano, tmp_path):
+    state = nano().state_dict()
+    state['layers.1.blocks.0.mlp.fc2.weight'][3, 5] = value
+    torch.save(state, tmp_path / 'file.pth')
+    fails(nano(), tmp_path / 'file.pth', '1 NaN or infinite: layers.1.blocks.0.mlp.fc2.weight')
+
+
+def test_half_of_what_belongs_together(nano, tmp_path):
+    """A query without its key, in a layout that keeps them apart."""
+    from swinv2_mm.checkpoints.convert import convert_checkpoint
+
+    torch.save(nano(norm_cfg=None).state_dict(), tmp_path / 'ours.pth')
+    convert_checkpoint(tmp_path / 'ours.pth', tmp_path / 'hf.pth', 'hf')
+    state = torch.load(tmp_path / 'hf.pth')
+    del state['encoder.layers.0.blocks.1.attention.self.key.weight']
+    torch.save(state, tmp_path / 'hf.pth')
+    fails(
+        nano(norm_cfg=None, pretrained_window_sizes=4),
+        tmp_path / 'hf.pth',
+        'layers.0.blocks.1.attn.qkv.weight',
+    )
+
+
+def test_no_such_file(nano, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.pth does not exist'):
+        load_pretrained(nano(), tmp_path / 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='holds none of'):
+        load_pretrained(nano(), tmp_path)
+
+
+def test_a_device_that_is_not_there(good):
+    with pytest.raises(CheckpointError, match=r'good\.pth'):
+        read_checkpoint_file(good, map_location='no_such_device')

@@ -1,0 +1,263 @@
+"""Recognising what a file holds, and the report that says what was done with it."""
+
+import logging
+import math
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.checkpoints import CheckpointError, load_pretrained
+
+
+def weights(backbone):
+    """Its tensors in the official layout, with other values than a fresh backbone has."""
+    torch.manual_seed(7)
+    state = {}
+    for name, value in backbone.state_dict().items():
+        if not name.startswith('norm') and name != 'pretrained_window_sizes':
+            state[name] = value + torch.randn_like(value)
+    return state
+
+
+def official(state, window=4):
+    """As the official code saves a classifier: the weights, its buffers, the final norm and the head."""
+    side = torch.arange(1.0 - window, window) / (window - 1) * 8
+    coords = torch.stack(torch.meshgrid(side, side, indexing='ij'), dim=-1)[None]
+    coords = coords.sign() * (coords.abs() + 1).log2() / math.log2(8)
+    content = dict(state)
+    for key in state:
+        if key.endswith('logit_scale'):
+            attention = key.removesuffix('logit_scale')
+            content[attention + 'relative_coords_table'] = coords
+            content[attention + 'relative_position_index'] = torch.zeros(16, 16, dtype=torch.int64)
+            content[attention.removesuffix('attn.') + 'attn_mask'] = torch.zeros(4, 16, 16)
+    content |= {'norm.weight': torch.ones(32), 'norm.bias': torch.ones(32)}
+    content |= {'head.weight': torch.ones(10, 32), 'head.bias': torch.ones(10)}
+    return content
+
+
+def simmim(state):
+    """As SimMIM's pre-training saves it."""
+    content = {
+        f'encoder.{key.replace("cpb_mlp", "rpe_mlp")}': value
+        for key, value in official(state).items()
+        if not key.startswith('head')
+    }
+    content['encoder.mask_token'] = torch.zeros(1, 1, 8)
+    content |= {'decoder.0.weight': torch.zeros(9, 32, 1, 1), 'decoder.0.bias': torch.zeros(9)}
+    return content
+
+
+def assert_holds(backbone, state):
+    own = backbone.state_dict()
+    assert len(state) > 50
+    for key, value in state.items():
+        assert torch.equal(own[key], value), key
+
+
+@pytest.mark.parametrize(
+    ('wrap', 'layout', 'prefix'),
+    [
+        (lambda state: {'model': official(state)}, 'official', ''),
+        (lambda state: {'model': simmim(state), 'epoch': 3, 'optimizer': {}}, 'simmim', 'encoder.'),
+        (lambda state: simmim(state), 'simmim', 'encoder.'),
+        (
+            lambda state: {
+                'state_dict': {f'module.{key}': v for key, v in official(state).items()}
+            },
+            'official',
+            'module.',
+        ),
+        (
+            lambda state: {
+                'state_dict': {
+                    **{f'backbone.{key}': value for key, value in state.items()},
+                    'backbone.norm0.weight': torch.full((8,), 3.0),
+                    'backbone.norm0.bias': torch.full((8,), 3.0),
+                    'backbone.pretrained_window_sizes': torch.full((3, 2), 4),
+                    'rpn_head.rpn_conv.weight': torch.zeros(3, 3),
+                },
+                'meta': {'epoch': 12},
+            },
+            'native',
+            'backbone.',
+        ),
+    ],
+)
+def test_layouts_and_wrappers(wrap, layout, prefix, nano, tmp_path):
+    state = weights(nano())
+    torch.save(wrap(state), tmp_path / 'file.pth')
+    backbone = nano(window_size=6)
+    report = load_pretrained(backbone, tmp_path / 'file.pth')
+    assert (report.layout, report.prefix) == (layout, prefix)
+    assert report.windows.windows == ((4, 4),) * 3
+    assert_holds(backbone, state)
+    if layout == 'native':
+        assert (backbone.norm0.weight == 3).all()
+
+
+def test_the_report_accounts_for_every_tensor_once(nano, tmp_path):
+    content = official(weights(nano()))
+    torch.save({'model': content}, tmp_path / 'file.pth')
+    backbone = nano()
+    report = load_pretrained(backbone, tmp_path / 'file.pth')
+    dropped = [key for keys in report.dropped.values() for key in keys]
+    assert sorted(report.loaded + dropped) == sorted(content)
+    assert sorted(report.loaded + report.fresh) == sorted(dict(backbone.named_parameters()))
+    assert sorted(report.dropped['head']) == [
+        'head.bias',
+        'head.weight',
+        'norm.bias',
+        'norm.weight',
+    ]
+    assert report.fresh == [f'norm{i}.{leaf}' for i in range(3) for leaf in ('bias', 'weight')]
+
+
+def test_every_load_logs_one_table(nano, tmp_path):
+    torch.save({'model': official(weights(nano()))}, tmp_path / 'file.pth')
+    logger = MMLogger.get_instance('test_load', logger_name='test_load')
+    seen = []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append(record)
+    logger.addHandler(handler)
+    load_pretrained(nano(window_size=7), tmp_path / 'file.pth', logger=logger)
+    assert len(seen) == 1
+    text = seen[0].getMessage()
+    for part in ('file.pth', 'official', '[4, 4, 4]', '[7, 7, 7]', 'missing', 'unexpected'):
+        assert part in text
+    assert 'head.weight' in text and 'relative_coords_table' in text
+
+
+def test_output_norms_keep_their_initial_values(nano, tmp_path):
+    torch.save({'model': official(weights(nano()))}, tmp_path / 'file.pth')
+    backbone = nano()
+    load_pretrained(backbone, tmp_path / 'file.pth')
+    assert (backbone.norm2.weight == 1).all()
+
+
+def test_stages_that_the_model_does_not_have_are_left_out(nano, tmp_path):
+    state = weights(nano())
+    torch.save({'model': official(state)}, tmp_path / 'file.pth')
+    backbone = nano(out_indices=(1,))
+    report = load_pretrained(backbone, tmp_path / 'file.pth')
+    left_out = report.dropped['stages and norms that the model does not have']
+    assert 'layers.1.downsample.reduction.weight' in left_out
+    assert any(key.startswith('layers.2.') for key in left_out)
+    assert_holds(backbone, {key: value for key, value in state.items() if key not in left_out})
+
+
+def test_missing_weights_are_an_error_that_changes_nothing(nano, tmp_path):
+    state = official(weights(nano()))
+    del state['layers.2.blocks.1.mlp.fc1.weight'], state['patch_embed.norm.bias']
+    torch.save(state, tmp_path / 'file.pth')
+    backbone = nano()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(
+        CheckpointError, match=r'2 missing: layers.2.blocks.1.mlp.fc1.weight, patch'
+    ) as caught:
+        load_pretrained(backbone, tmp_path / 'file.pth')
+    assert 'layout' in str(caught.value)  # the whole table comes with it
+    assert_holds(backbone, before)
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'problem'),
+    [
+        (
+            lambda s: s.update({'patch_embed.proj.weight': torch.zeros(8, 1, 4, 4)}),
+            'of another shape',
+        ),
+        (lambda s: s.update({'absolute_pos_embed': torch.zeros(1, 49, 8)}), 'without a place'),
+        (lambda s: s.pop('layers.0.blocks.0.attn.q_bias'), 'missing'),
+        (lambda s: s['layers.1.downsample.norm.bias'].fill_(float('nan')), 'NaN'),
+    ],
+)
+def test_what_is_wrong_can_be_allowed_by_name(spoil, problem, nano, tmp_path):
+    state = official(weights(nano()))
+    spoil(state)
+    torch.save(state, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match=problem):
+        load_pretrained(nano(), tmp_path / 'file.pth')
+    allow = [
+        r'patch_embed\.proj\.weight$',
+        'absolute_pos',
+        r'layers\.0\.blocks\.0\.attn\.q_bias',
+        r'layers\.1\.down',
+    ]
+    matching = [
+        pattern
+        for pattern, what in zip(allow, ('of another shape', 'without a place', 'missing', 'NaN'))
+        if what == problem
+    ]
+    backbone = nano()
+    report = load_pretrained(backbone, tmp_path / 'file.pth', allow=matching)
+    assert len(report.allowed) == 1
+    assert all(value.isfinite().all() for value in backbone.state_dict().values())
+
+
+def test_a_permission_that_permits_nothing_is_an_error(nano, tmp_path):
+    torch.save(official(weights(nano())), tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match="allow='patch_embd' names nothing"):
+        load_pretrained(nano(), tmp_path / 'file.pth', allow=['patch_embd'])
+    with pytest.raises(TypeError, match='expected a list'):
+        load_pretrained(nano(), tmp_path / 'file.pth', allow='patch_embed')
+
+
+def test_two_backbones_in_one_file_need_a_choice(nano, tmp_path):
+    student, teacher = weights(nano()), weights(nano())
+    teacher = {key: value + 1 for key, value in teacher.items()}
+    both = {f'student.{key}': value for key, value in official(student).items()}
+    both |= {f'teacher.{key}': value for key, value in official(teacher).items()}
+    torch.save(both, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match=r"'student.', 'teacher.': choose one with prefix"):
+        load_pretrained(nano(), tmp_path / 'file.pth')
+    backbone = nano()
+    load_pretrained(backbone, tmp_path / 'file.pth', prefix='teacher')
+    assert_holds(backbone, teacher)
+
+
+def test_weights_in_half_precision_fill_a_model_in_single(nano, tmp_path):
+    state = {
+        key: value.half() if value.is_floating_point() else value
+        for key, value in official(weights(nano())).items()
+    }
+    torch.save(state, tmp_path / 'swinv2_window4_64.pth')
+    backbone = nano()
+    load_pretrained(backbone, tmp_path / 'swinv2_window4_64.pth')
+    assert backbone.patch_embed.proj.weight.dtype == torch.float32
+    assert torch.equal(backbone.patch_embed.proj.weight.half(), state['patch_embed.proj.weight'])
+
+
+def test_init_cfg_loads_any_layout(nano, tmp_path):
+    state = weights(nano())
+    torch.save({'model': simmim(state)}, tmp_path / 'file.pth')
+    backbone = nano(
+        window_size=7, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'))
+    )
+    backbone.init_weights()
+    assert_holds(backbone, state)
+    assert backbone.init_cfg['type'] == 'Pretrained'  # as it was, for whoever prints the model
+    assert backbone.state_dict()['pretrained_window_sizes'].tolist() == [[4, 4]] * 3
+
+
+def test_init_cfg_takes_the_arguments_of_the_loader(nano, tmp_path):
+    state = official(weights(nano()))
+    state['patch_embed.proj.weight'] = torch.zeros(8, 1, 4, 4)
+    torch.save(state, tmp_path / 'file.pth')
+    cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'file.pth'), map_location='cpu')
+    with pytest.raises(CheckpointError, match=r'\(8, 1, 4, 4\) instead of \(8, 3, 4, 4\)'):
+        nano(init_cfg=cfg).init_weights()
+    nano(init_cfg=dict(cfg, allow=['patch_embed.proj.weight'])).init_weights()
+
+
+def test_a_huge_model_has_norms_on_its_main_branch(tmp_path):
+    arch = dict(embed_dims=8, depths=[2, 2], num_heads=[1, 2], extra_norm_every_n_blocks=2)
+    backbone = SwinTransformerV2(arch, window_size=4, out_indices=(0, 1))
+    state = weights(backbone)
+    assert 'layers.1.blocks.1.norm3.weight' in state
+    torch.save(official(state), tmp_path / 'file.pth')
+    again = SwinTransformerV2(arch, window_size=4, out_indices=(0, 1))
+    load_pretrained(again, tmp_path / 'file.pth')
+    assert_holds(again, state)

@@ -1,0 +1,293 @@
+"""No checkpoint runs code, whichever way it is loaded; what a training needs to resume is loaded all the same."""
+
+import argparse
+import functools
+import http.server
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hostile import KINDS, reaching_for, write_hostile
+from mmengine.config import Config
+from mmengine.dataset import DefaultSampler
+from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import (
+    CheckpointLoader,
+    _load_checkpoint,
+    _load_checkpoint_with_prefix,
+    load_checkpoint,
+)
+from torch import nn
+
+from swinv2_mm.checkpoints import (
+    CheckpointError,
+    UntrustedCheckpointError,
+    load_pretrained,
+    read_checkpoint_file,
+    trust_checkpoints,
+)
+from swinv2_mm.checkpoints.convert import convert_checkpoint, publish_checkpoint
+from swinv2_mm.datasets import generate_shapes
+from swinv2_mm.engine.launch import evaluate, train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(params=KINDS)
+def hostile(request, tmp_path):
+    """A hostile file, and the marker that its code would write."""
+    marker = tmp_path / 'marker'
+    file = write_hostile(tmp_path, marker)[request.param]
+    yield str(file)
+    assert not marker.exists(), 'the code in the checkpoint ran'
+
+
+def test_the_hostile_files_are_hostile(tmp_path):
+    """Guards the tests below: each of these files does run code where it is let."""
+    marker = tmp_path / 'marker'
+    files = write_hostile(tmp_path, marker)
+    for kind in ('zip', 'legacy', 'plain_pickle', 'modern_pickle', 'getattr', 'getattr_zip'):
+        try:
+            torch.load(files[kind], weights_only=False)
+        except Exception as error:  # some fail after the deed
+            assert not isinstance(error, FileNotFoundError)
+        assert marker.exists(), kind
+        marker.unlink()
+
+
+def test_our_own_ways(hostile, nano, tmp_path):
+    for load in (
+        read_checkpoint_file,
+        functools.partial(read_checkpoint_file, mmap=True),
+        functools.partial(load_pretrained, nano()),
+        functools.partial(convert_checkpoint, target=tmp_path / 'out.pth'),
+        functools.partial(publish_checkpoint, target=tmp_path / 'out.safetensors'),
+    ):
+        with pytest.raises(CheckpointError):
+            load(hostile)
+
+
+def test_the_ways_of_mmengine(hostile, nano):
+    for load in (
+        _load_checkpoint,
+        CheckpointLoader.load_checkpoint,
+        functools.partial(load_checkpoint, nn.Linear(2, 2)),
+        functools.partial(_load_checkpoint_with_prefix, 'backbone.'),
+    ):
+        with pytest.raises(CheckpointError):
+            load(hostile)
+    for prefix in (None, 'backbone.'):
+        backbone = nano(init_cfg=dict(type='Pretrained', checkpoint=hostile, prefix=prefix))
+        with pytest.raises(CheckpointError):
+            backbone.init_weights()
+
+
+class Toy(BaseModel):
+    """A model of one layer, for a Runner."""
+
+    def __init__(self, init_cfg=None):
+        super().__init__(init_cfg=init_cfg)
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, inputs, mode='tensor'):
+        out = self.layer(torch.stack(inputs) if isinstance(inputs, list) else inputs)
+        return {'loss': out.square().mean()} if mode == 'loss' else [out]
+
+
+class Nothing(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return {'score': float(len(results))}
+
+
+class Points(torch.utils.data.Dataset):
+    metainfo = {'classes': ('point',)}
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {'inputs': torch.full((2,), float(index))}
+
+
+def toy_runner(folder, model=None, **options):
+    loader = dict(dataset=Points(), batch_size=2, sampler=dict(type=DefaultSampler, shuffle=False))
+    return Runner(
+        model=model or Toy(),
+        work_dir=str(folder),
+        train_dataloader=loader,
+        val_dataloader=loader,
+        test_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        val_cfg=dict(),
+        test_cfg=dict(),
+        val_evaluator=Evaluator([Nothing()]),
+        test_evaluator=Evaluator([Nothing()]),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.1)),
+        param_scheduler=dict(type='LinearLR', start_factor=0.1, end=2),
+        experiment_name=f'toy_{folder.name}_{len(list(folder.iterdir()))}',
+        **options,
+    )
+
+
+def test_a_runner(hostile, tmp_path):
+    """`load_from`, `resume` and `init_cfg` of a whole model: the routes of every OpenMMLab tool."""
+    for options in (dict(load_from=hostile), dict(load_from=hostile, resume=True)):
+        with pytest.raises(CheckpointError):
+            toy_runner(tmp_path, **options).train()
+    with pytest.raises(CheckpointError):
+        toy_runner(tmp_path, load_from=hostile).test()
+    with pytest.raises(CheckpointError):
+        toy_runner(tmp_path, Toy(dict(type='Pretrained', checkpoint=hostile))).train()
+
+
+def test_over_http(tmp_path, monkeypatch):
+    marker = tmp_path / 'marker'
+    files = write_hostile(tmp_path, marker)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for kind in KINDS:
+                address = f'http://127.0.0.1:{server.server_port}/{files[kind].name}'
+                with pytest.raises(CheckpointError):
+                    _load_checkpoint(address)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not marker.exists()
+
+
+@pytest.fixture(scope='module')
+def quickstart(tmp_path_factory):
+    root = tmp_path_factory.mktemp('shapes')
+    generate_shapes(root, num_train=4, num_val=2, image_size=(64, 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SWINV2_MM_SHAPES', str(root))
+        cfg = Config.fromfile(next((ROOT / 'configs').glob('quickstart/mask-rcnn_*.py')))
+    for part in ('train', 'val', 'test'):
+        cfg[f'{part}_dataloader'].update(num_workers=0, persistent_workers=False)
+    cfg.dump(str(root / 'config.py'))
+    return root, str(root / 'config.py')
+
+
+def test_our_tools_stop_with_one_plain_sentence(quickstart, tmp_path, monkeypatch, capsys):
+    root, config = quickstart
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
+    marker = tmp_path / 'marker'
+    file = str(write_hostile(tmp_path, marker)['getattr_zip'])
+    work_dir = str(tmp_path / 'work')
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=file)
+    cfg.dump(str(tmp_path / 'init.py'))
+    for run in (
+        lambda: evaluate(config, file, work_dir=work_dir, device='cpu'),
+        lambda: train(config, resume=file, work_dir=work_dir, device='cpu', max_iters=1),
+        lambda: train(
+            config, cfg_options=[f'load_from={file}'], work_dir=work_dir, device='cpu', max_iters=1
+        ),
+        lambda: train(str(tmp_path / 'init.py'), work_dir=work_dir, device='cpu', max_iters=1),
+    ):
+        assert run() == 2
+        err = capsys.readouterr().err.strip()
+        assert 'runs code from the file' in err and '--trust-checkpoint' in err
+        assert len(err.splitlines()) == 1
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize('tool', ['convert_checkpoint.py', 'publish_model.py'])
+def test_the_converters_refuse_and_trust_when_told(tool, tmp_path, run_tool):
+    marker = tmp_path / 'marker'
+    file = write_hostile(tmp_path, marker)['zip']
+    done = run_tool(tool, file, tmp_path / 'out.pth')
+    assert done.returncode == 2
+    assert 'runs code from the file' in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert not marker.exists()
+    run_tool(tool, file, tmp_path / 'out.pth', '--trust-checkpoint')
+    assert marker.exists()
+
+
+def test_trust_is_given_for_a_while_only(tmp_path):
+    marker = tmp_path / 'marker'
+    file = write_hostile(tmp_path, marker)['zip']
+    with trust_checkpoints(False), pytest.raises(UntrustedCheckpointError):
+        _load_checkpoint(str(file))
+    with trust_checkpoints():
+        _load_checkpoint(str(file))
+    assert marker.exists()
+    with pytest.raises(UntrustedCheckpointError, match='exec'):
+        _load_checkpoint(str(file))
+
+
+def test_a_training_resumes_with_its_log_and_optimizer(tmp_path):
+    """The checkpoints of mmengine hold its log, which pickles methods by `getattr`, and numpy numbers."""
+    runner = toy_runner(tmp_path)
+    runner.train()
+    again = toy_runner(tmp_path, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
+    again.train()
+    assert again.epoch == 2 and again.iter == 4
+    for key, value in runner.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[key], value)
+    losses = again.message_hub.get_scalar('train/loss')
+    assert len(losses.data[0]) == 4
+    assert losses.statistics('mean', 2) == pytest.approx(losses.data[0][-2:].mean())
+
+
+def test_harmless_things_that_scripts_save_beside_the_weights(tmp_path):
+    content = {
+        'state_dict': {'weight': torch.ones(2)},
+        'args': argparse.Namespace(lr=0.1),
+        'where': Path('/tmp/x'),
+        'best': np.float64(0.5),
+        'history': np.arange(3),
+        'buffer': HistoryBuffer([1.0], [1]),
+    }
+    torch.save(content, tmp_path / 'file.pth')
+    loaded = read_checkpoint_file(tmp_path / 'file.pth')
+    assert loaded['best'] == 0.5 and loaded['history'].tolist() == [0, 1, 2]
+    assert loaded['args'].lr == 0.1
+    assert not isinstance(loaded['args'], argparse.Namespace)  # a stand-in without behaviour
+    assert loaded['buffer'].statistics('mean') == 1.0
+
+
+@pytest.mark.parametrize(
+    ('module', 'name', 'attribute'),
+    [
+        ('mmengine.logging.history_buffer', 'HistoryBuffer', '__init__'),
+        ('mmengine.logging.history_buffer', 'HistoryBuffer', 'register_statistics'),
+        ('torch._utils', '_rebuild_tensor_v2', '__globals__'),
+        ('numpy._core.multiarray', 'scalar', '__globals__'),
+        ('collections', 'OrderedDict', 'fromkeys'),
+        ('builtins', 'getattr', '__self__'),
+    ],
+)
+def test_the_getattr_of_the_log_gives_nothing_else(module, name, attribute, tmp_path):
+    file = tmp_path / 'file.pth'
+    with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr('archive/data.pkl', reaching_for(module, name, attribute))
+        archive.writestr('archive/version', '3\n')
+    with pytest.raises(UntrustedCheckpointError, match=f"getattr asks for '{attribute}'"):
+        read_checkpoint_file(file)
+
+
+def test_nothing_stays_allowed_after_a_load(tmp_path):
+    before = set(torch.serialization.get_safe_globals())
+    torch.save({'weight': torch.ones(2)}, tmp_path / 'file.pth')
+    read_checkpoint_file(tmp_path / 'file.pth')
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_dead_stores_are_refused():
+    for address in ('s3://bucket/file.pth', 'pavi://model', 'openmmlab:s3://bucket/file.pth'):
+        with pytest.raises(CheckpointError, match='download the file'):
+            _load_checkpoint(address)

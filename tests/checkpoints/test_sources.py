@@ -1,0 +1,185 @@
+"""Addresses: what is fetched from where, and what is said when it cannot be."""
+
+import functools
+import http.server
+import json
+import re
+import threading
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from swinv2_mm.checkpoints import CheckpointError, CheckpointUnavailableError, load_pretrained
+from swinv2_mm.checkpoints.sources import fetch_checkpoint
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    return tmp_path / 'torch'
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An empty cache of the Hugging Face hub, without network."""
+    cache = tmp_path / 'hub'
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+
+    def put(repo, files):
+        folder = cache / f'models--{repo.replace("/", "--")}'
+        commit = '0123456789abcdef0123456789abcdef01234567'
+        (folder / 'refs').mkdir(parents=True)
+        (folder / 'refs' / 'main').write_text(commit)
+        snapshot = folder / 'snapshots' / commit
+        snapshot.mkdir(parents=True)
+        for name, write in files.items():
+            write(snapshot / name)
+        return snapshot
+
+    return put
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield folder, f'http://127.0.0.1:{running.server_port}', asked
+        running.shutdown()
+        thread.join()
+
+
+def silent(backbone):
+    """A state dict that does not tell its window."""
+    state = backbone.state_dict()
+    del state['pretrained_window_sizes']
+    return state
+
+
+def test_a_url_is_downloaded_once(server, torch_home, nano):
+    folder, address, asked = server
+    backbone = nano(norm_cfg=None)
+    torch.save({'model': silent(backbone)}, folder / 'swinv2_nano_patch4_window8_64.pth')
+    url = f'{address}/swinv2_nano_patch4_window8_64.pth'
+    for _ in range(2):
+        other = nano(norm_cfg=None)
+        report = load_pretrained(other, url)
+        assert torch.equal(other.patch_embed.proj.weight, backbone.patch_embed.proj.weight)
+    assert report.windows.windows[:3] == ((8, 8), (8, 8), (4, 4))
+    assert len(asked) == 1
+    assert (torch_home / 'hub/checkpoints/swinv2_nano_patch4_window8_64.pth').is_file()
+
+
+def test_a_url_that_cannot_be_had_says_what_to_put_where(server, torch_home, nano):
+    _, address, _ = server
+    for url in (f'{address}/missing.pth', 'http://127.0.0.1:9/missing.pth'):
+        with pytest.raises(CheckpointUnavailableError) as caught:
+            load_pretrained(nano(), url)
+        message = str(caught.value)
+        assert 'missing.pth' in message and url in message
+        assert str(torch_home / 'hub/checkpoints/missing.pth') in message
+        assert '\n' not in message
+    assert not list(torch_home.rglob('*missing*'))
+
+
+def test_a_file_put_there_by_hand_is_found_without_network(torch_home, nano):
+    target = torch_home / 'hub/checkpoints'
+    target.mkdir(parents=True)
+    backbone = nano()
+    torch.save(backbone.state_dict(), target / 'by_hand.pth')
+    other = nano()
+    load_pretrained(other, 'https://example.invalid/by_hand.pth')
+    assert torch.equal(other.patch_embed.proj.weight, backbone.patch_embed.proj.weight)
+
+
+def test_hub_with_safetensors_and_config(hub, nano):
+    backbone = nano(norm_cfg=None)
+    config = dict(image_size=192, patch_size=4, window_size=12)
+    hub(
+        'org/model',
+        {
+            'model.safetensors': lambda path: save_file(silent(backbone), path),
+            'config.json': lambda path: path.write_text(json.dumps(config)),
+        },
+    )
+    other = nano(norm_cfg=None)
+    report = load_pretrained(other, 'hf://org/model')
+    assert report.windows.windows[:3] == ((12, 12),) * 3
+    assert torch.equal(other.patch_embed.proj.weight, backbone.patch_embed.proj.weight)
+
+
+def test_hub_with_another_file_and_a_window_in_the_name(hub, nano):
+    backbone = nano(norm_cfg=None)
+    hub(
+        'org/swinv2-nano-window6-64',
+        {'weights.bin': lambda path: torch.save(silent(backbone), path)},
+    )
+    report = load_pretrained(nano(norm_cfg=None), 'hf://org/swinv2-nano-window6-64/weights.bin')
+    assert report.windows.windows[0] == (6, 6)
+
+
+def test_timm_names(hub, tmp_path):
+    snapshot = hub(
+        'timm/swinv2_tiny_window8_256.ms_in1k',
+        {'model.safetensors': lambda path: save_file({'x': torch.ones(1)}, path)},
+    )
+    found = fetch_checkpoint('timm://swinv2_tiny_window8_256.ms_in1k')
+    assert found.path == snapshot / 'model.safetensors'
+    assert found.name == 'swinv2_tiny_window8_256.ms_in1k'
+
+
+@pytest.mark.parametrize(
+    ('address', 'repo'),
+    [
+        ('timm://swinv2_small_window16_256.ms_in1k', 'timm/swinv2_small_window16_256.ms_in1k'),
+        (
+            'hf://microsoft/swinv2-tiny-patch4-window8-256',
+            'microsoft/swinv2-tiny-patch4-window8-256',
+        ),
+    ],
+)
+def test_offline_the_hub_says_what_to_put_where(address, repo, hub, tmp_path, nano):
+    with pytest.raises(CheckpointUnavailableError) as caught:
+        load_pretrained(nano(), address)
+    message = str(caught.value)
+    assert f'https://huggingface.co/{repo}/resolve/main/model.safetensors' in message
+    assert str(tmp_path / 'hub') in message and address in message
+    assert '\n' not in message
+
+
+@pytest.mark.parametrize(
+    ('address', 'message'),
+    [
+        (
+            'timm://swinv2_tiny_window9_256',
+            "timm knows no weights called 'swinv2_tiny_window9_256'; similar",
+        ),
+        ('hf://model', 'expected hf://OWNER/NAME'),
+        ('ftp://host/file.pth', 'unknown kind of address'),
+        ('torchvision://swin_v9', "knows no 'swin_v9'"),
+    ],
+)
+def test_malformed_addresses(address, message):
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        fetch_checkpoint(address)
+
+
+def test_torchvision_names(torch_home):
+    """mmengine's own table leads to the address; the file is there already."""
+    target = torch_home / 'hub/checkpoints'
+    target.mkdir(parents=True)
+    (target / 'swin_v2_t-b137f0e2.pth').touch()
+    found = fetch_checkpoint('torchvision://swin_v2_t.imagenet1k_v1')
+    assert found.path == target / 'swin_v2_t-b137f0e2.pth'

@@ -1,0 +1,42 @@
+"""Converts SwinV2 weights between the layouts of the libraries that have them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from swinv2_mm.checkpoints import trust_checkpoints
+from swinv2_mm.checkpoints.convert import WRITABLE, convert_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='file, https://..., timm://NAME, or hf://OWNER/NAME')
+    parser.add_argument('dst', help='file to write: .pth or .safetensors')
+    parser.add_argument('--to', choices=WRITABLE, default='native', help='layout (default: native)')
+    parser.add_argument('--dry-run', action='store_true', help='report only, write nothing')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run the code in SRC, if it needs that: only for files whose makers you trust',
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the tool and returns its exit code."""
+    args = parse_args()
+    try:
+        with trust_checkpoints(args.trust_checkpoint):
+            report = convert_checkpoint(args.src, args.dst, args.to, args.dry_run)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(report.table())
+    print('nothing written' if args.dry_run else f'written: {args.dst} ({args.to})')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""Strips a training checkpoint of all but its weights and puts their hash into the file's name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from swinv2_mm.checkpoints import trust_checkpoints
+from swinv2_mm.checkpoints.convert import publish_checkpoint
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='checkpoint of a training run')
+    parser.add_argument(
+        'dst', help='file to write: model.safetensors becomes model-1a2b3c4d.safetensors'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='run the code in SRC, if it needs that: only for files whose makers you trust',
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the tool and returns its exit code."""
+    args = parse_args()
+    try:
+        with trust_checkpoints(args.trust_checkpoint):
+            print(publish_checkpoint(args.src, args.dst))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
