@@ -1,8 +1,14 @@
 """Shared by all tests."""
 
-import pytest
-import torch
-from torch import nn
+import os
+
+# Before torch is loaded, and for the processes that tests start: threads that wait by spinning are several times
+# slower as soon as they share their cores with anything else.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
