@@ -6,9 +6,9 @@ import os
 # slower as soon as they share their cores with anything else.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
+import pytest
+import torch
+from torch import nn
 
 
 @pytest.fixture(autouse=True)
