@@ -1,6 +1,6 @@
 # A Mask R-CNN small enough to learn from scratch in a few minutes on two cores of a CPU. Against the
 # base: a tiny backbone, 64 channels everywhere, BN in the heads (they start from nothing), anchors and
-# levels for objects of 16 to 80 pixels, fewer samples and proposals for pictures with two to six objects.
+# levels for objects of 16 to 80 pixels, fewer samples and proposals for pictures with two to five objects.
 _base_ = [
     '../_base_/models/mask-rcnn_swinv2_fpn.py',
     '../_base_/datasets/shapes_instance.py',
