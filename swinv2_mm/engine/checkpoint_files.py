@@ -31,9 +31,7 @@ def require_checkpoint(path: str | Path) -> str:
                 'directory of a finished training.'
             )
         return newest
-    if found.name == _POINTER and found.is_file():
-        newest = newest_checkpoint(found.parent)
-        assert newest is not None  # the file was there a line ago
+    if found.name == _POINTER and (newest := newest_checkpoint(found.parent)):
         return newest
     if not found.is_file():
         raise SetupError(f'The checkpoint {path} does not exist{_others(found)}.')
