@@ -49,7 +49,8 @@ def outputs_and_gradients(features, model, image):
     """Maps of all stages and the gradient of every parameter that has one."""
     model.zero_grad()
     maps = features(image)
-    sum(item.square().mean() for item in maps).backward()
+    # Cubes, since squares say little: a normed map has nearly the same mean square whatever its weights are.
+    sum((item**3).mean() for item in maps).backward()
     gradients = {
         name: parameter.grad
         for name, parameter in model.named_parameters()
@@ -87,7 +88,8 @@ def test_equals_timm_in_outputs_and_every_gradient(name, window):
     for key, grad in grads.items():
         # timm keeps its coordinate table rounded to fp32, hence no less than 1e-6 in fp64.
         assert relative_error(exact_grads[key], peer_exact_grads[key]) < 1e-6, key
-        # The gradients of some scalars are sums that cancel: there fp32 cannot hold 1e-5, in timm neither.
+        # The gradients of logit_scale and q_bias are sums that cancel. They come close to what fp32 can hold, and on
+        # some machine may pass it: then timm's own distance from fp64 says so.
         rounding = relative_error(peer_grads[key].double(), peer_exact_grads[key])
         assert relative_error(grad, peer_grads[key]) < max(1e-5, 3 * rounding), key
 
