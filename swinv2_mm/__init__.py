@@ -11,8 +11,8 @@ from swinv2_mm.version import __version__
 mmcv_ext.install()  # before anything can import `mmcv.ops`
 
 from swinv2_mm.checkpoints import guard_mmengine  # noqa: E402
-from swinv2_mm.models import SwinTransformerV2  # noqa: E402
+from swinv2_mm.models import SwinTransformerV2, SwinTransformerV2CR  # noqa: E402
 
 guard_mmengine()
 
-__all__ = ['SwinTransformerV2', '__version__']
+__all__ = ['SwinTransformerV2', 'SwinTransformerV2CR', '__version__']

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +44,7 @@ def convert_state(
     Raises:
         CheckpointError: The layout cannot be written, or a tensor of the backbone has no place in it.
     """
-    layout = layout_by_name(to)
-    if not layout.writable or layout.family != found.layout.family:
-        raise CheckpointError(f'cannot write the layout {to} from {found.layout.name}')
+    layout = target_layout(to, found)
     get = found.state.__getitem__
     ours = {key: recipe.make(get) for key, recipe in translate_file(found, report).recipes.items()}
     translation = translate(ours, layout, to_ours=False)
@@ -67,6 +66,22 @@ def convert_state(
     return state
 
 
+def target_layout(to: str, found: Found) -> Layout:
+    """Returns the layout called `to`; `'native'` is that of the family of the weights.
+
+    Raises:
+        CheckpointError: There is none, or it cannot be written from these weights.
+    """
+    family = found.layout.family
+    layout = layout_by_name('native-cr' if to == 'native' and family == 'cr' else to)
+    if not layout.writable or layout.family != family:
+        names = [item.name for item in LAYOUTS if item.writable and item.family == family]
+        raise CheckpointError(
+            f'cannot write the layout {to} from {found.layout.name}: choose one of {", ".join(names)}'
+        )
+    return layout
+
+
 def convert_checkpoint(
     source: str | Path, target: str | Path, to: str = 'native', dry_run: bool = False
 ) -> LoadReport:
@@ -82,7 +97,7 @@ def convert_checkpoint(
         The report; `loaded` are the names written.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
+        FileNotFoundError: There is no such file or folder, or it cannot be downloaded.
         CheckpointError: The file cannot be converted.
     """
     target = Path(target)
@@ -94,7 +109,8 @@ def convert_checkpoint(
     report = LoadReport(str(source), found.layout.name, found.prefix, windows)
     state = convert_state(found, to, report, windows)
     if not dry_run:
-        save_weights(state, target, layout_by_name(to), windows.windows if windows else None)
+        layout = target_layout(to, found)
+        save_weights(state, target, layout, windows.windows if windows else None)
     return report
 
 
@@ -157,28 +173,40 @@ def publish_checkpoint(source: str | Path, target: str | Path) -> Path:
         The file written.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
+        FileNotFoundError: There is no such file or folder, or it cannot be downloaded.
         CheckpointError: It is no checkpoint.
     """
     target = Path(target)
     _check_target(target, source)
-    content = read_checkpoint_file(fetch_checkpoint(source).path, 'cpu')
+    content = read_checkpoint_file(fetch_checkpoint(source).path, 'cpu', mmap=True)
     state = {
         key.removeprefix('module.'): value.detach().clone().contiguous()
         for key, value in unwrap(content, str(source)).items()
     }
     # What inference needs beyond the weights: the names of classes and their colours.
     meta = content.get('meta')
-    kept = {'dataset_meta': meta['dataset_meta']} if meta and meta.get('dataset_meta') else {}
+    classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
+    kept = {'dataset_meta': classes} if classes else {}
+    try:
+        stated = json.dumps(kept, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f'{source}: its dataset_meta cannot be kept: {error}') from error
     part = target.with_name(f'.{target.stem}.{os.getpid()}{target.suffix}')
     try:
         # One entry of metadata: safetensors writes several in random order, and the hash would change with it.
-        write_file({'state_dict': state, 'meta': kept}, state, {'meta': json.dumps(kept)}, part)
+        write_file({'state_dict': state, 'meta': kept}, state, {'meta': stated}, part)
         named = target.with_name(f'{target.stem}-{_hash(part)}{target.suffix}')
         os.replace(part, named)
     finally:
         part.unlink(missing_ok=True)
     return named
+
+
+def _plain(value: Any) -> Any:
+    """Returns arrays of numpy and torch as lists, for json."""
+    if isinstance(value, (np.ndarray, np.generic, Tensor)):
+        return value.tolist()
+    raise TypeError(f'json has no {type(value).__name__}')
 
 
 def _hash(path: Path) -> str:

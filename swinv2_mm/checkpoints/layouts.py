@@ -7,12 +7,16 @@ tables of its own, whose `family` is the `checkpoint_family` of the backbone.
 from __future__ import annotations
 
 from swinv2_mm.checkpoints.errors import CheckpointError
+from swinv2_mm.checkpoints.layouts_cr import CR_LAYOUTS
 from swinv2_mm.checkpoints.table import Layout, Row
 
 WINDOWS_KEY = 'pretrained_window_sizes'
 """Where our own files keep the window that the position bias was trained at: an integer tensor (stages, 2)."""
 
-DERIVED = r'.*(relative_coords_table|relative_position_index|relative_position_bias|attn_mask)$'
+DERIVED = (
+    r'.*(relative_coords_table|relative_position_index|relative_position_bias|attn_mask'
+    r'|relative_coordinates_log|attention_mask|default_grid)$'
+)
 """Tables that follow from the window size; every library can rebuild them."""
 
 _BLOCK = 'layers.{s}.blocks.{b}.'
@@ -44,11 +48,12 @@ _OFFICIAL_BLOCK = _same(
     )
 )
 _BIAS_MLP = _same(_BLOCK + 'attn.cpb_mlp.0', _BLOCK + 'attn.cpb_mlp.2')
+_OFFSETS = _same(_BLOCK + 'offset_network.0', _BLOCK + 'offset_network.2')
 _TAIL_DOWN = _same(_DOWN + 'reduction', _DOWN + 'norm')
 
 NATIVE = Layout(
     'native',
-    (*_OUTER, *_OFFICIAL_BLOCK, *_BIAS_MLP, *_TAIL_DOWN, *_OUTPUT_NORMS),
+    (*_OUTER, *_OFFICIAL_BLOCK, *_BIAS_MLP, *_OFFSETS, *_TAIL_DOWN, *_OUTPUT_NORMS),
     present=(r'attn\.cpb_mlp\.', rf'^({WINDOWS_KEY}$|norm\d\.)'),
     container='state_dict',
 )
@@ -182,7 +187,11 @@ LAYOUTS: tuple[Layout, ...] = (
     HUGGING_FACE,
     TORCHVISION,
     MMPRETRAIN,
+    *CR_LAYOUTS,
 )
+
+BACKBONES = dict(v2='SwinTransformerV2', cr='SwinTransformerV2CR')
+"""The backbone of each family of layouts."""
 
 OTHER_MODELS = (
     (r'relative_position_bias_table$', 'a Swin V1'),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swinv2_mm.checkpoints.detect import Found, find_backbone, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
-from swinv2_mm.checkpoints.layouts import DERIVED, WINDOWS_KEY
+from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.retarget import choose_windows
 from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
@@ -30,6 +30,8 @@ from swinv2_mm.checkpoints.windows import (
 )
 
 _OUTPUT_NORM = r'norm\d+\.'
+# What weights from elsewhere lack, and what does no harm at its initial values.
+_FRESH = (_OUTPUT_NORM, r'.*\.num_batches_tracked$', r'layers\.\d+\.blocks\.\d+\.offset_network\.')
 
 
 @runtime_checkable
@@ -78,8 +80,9 @@ def load_pretrained(
         The report.
 
     Raises:
-        FileNotFoundError: There is no such file, or it cannot be downloaded.
+        CheckpointUnavailableError: There is no such file, or it cannot be downloaded.
         CheckpointError: The file does not fit the backbone, or is no checkpoint.
+        ValueError: The backbone has no values to load into: it is on the meta device.
     """
     local = fetch_checkpoint(checkpoint)
     content = read_checkpoint_file(local.path, 'cpu', mmap=True)
@@ -99,14 +102,16 @@ def split_pretrained(
         The configs of other initialisers, and the arguments of `load_pretrained` for each of type `Pretrained`.
     """
     given = [init_cfg] if isinstance(init_cfg, Mapping) else list(init_cfg or [])
-    is_pretrained = [cfg['type'] in ('Pretrained', PretrainedInit) for cfg in given]
-    others = [dict(cfg) for cfg, ours in zip(given, is_pretrained) if not ours]
+    # mmengine's own loads what fits and leaves the rest.
+    ours = ('Pretrained', 'mmengine.Pretrained', PretrainedInit)
+    is_pretrained = [cfg.get('type') in ours for cfg in given]
+    others = [dict(cfg) for cfg, taken in zip(given, is_pretrained) if not taken]
     # Weights are copied to where the model is, whatever the map location.
     left_out = ('type', 'map_location')
     options = [
         {key: value for key, value in cfg.items() if key not in left_out}
-        for cfg, ours in zip(given, is_pretrained)
-        if ours
+        for cfg, taken in zip(given, is_pretrained)
+        if taken
     ]
     return others, options
 
@@ -124,6 +129,8 @@ def source_windows(
     Returns:
         The windows; None if nothing tells.
     """
+    if found.layout.family == 'cr':
+        return None  # its position bias counts in tokens
     windows = read_windows(found.state, found.layout)
     if (
         windows is None
@@ -131,7 +138,7 @@ def source_windows(
         and isinstance(content.get('meta'), Mapping)
     ):
         stated = content['meta'].get(WINDOWS_KEY)
-        if stated:
+        if stated is not None:
             windows = SourceWindows(as_pairs(stated), 'the metadata of the file')
     if windows is None and local is not None and local.config is not None:
         windows = windows_of_config(local.config)
@@ -161,14 +168,20 @@ def load_found(
     """
     family = getattr(backbone, 'checkpoint_family', 'v2')
     if found.layout.family != family:
+        right = BACKBONES[found.layout.family]
         raise CheckpointError(
-            f'{where} is in the layout {found.layout.name}, for backbones of the family {found.layout.family!r}; '
-            f'{type(backbone).__name__} is of the family {family!r}'
+            f'{where} is in the layout {found.layout.name}, for the backbone {right}, and this is a '
+            f"{type(backbone).__name__}: build type='{right}' for it"
         )
     targets = {
         key: value for key, value in backbone.state_dict().items() if isinstance(value, Tensor)
     }
     targets.pop(WINDOWS_KEY, None)
+    if unbuilt := next((key for key, value in targets.items() if value.is_meta), None):
+        raise ValueError(
+            f'{unbuilt} of the backbone is on the meta device, which holds no values: backbone.to_empty(device=...) '
+            'first'
+        )
     report = LoadReport(where, found.layout.name, found.prefix, windows, backbone.window_sizes)
     wanted = _sort_out(found, targets, report)
     report.allow(allow)
@@ -176,7 +189,7 @@ def load_found(
     chosen = choose_windows(
         backbone.pretrained_window_sizes, backbone.window_sizes, windows, stages, where
     )
-    report.position_windows = chosen
+    report.position_windows = () if family == 'cr' else chosen
     if report.problems:
         raise CheckpointError(
             f'{where} does not fit the backbone: {"; ".join(report.problems)}. {_sizes(found, targets)}; '
@@ -194,7 +207,7 @@ def load_found(
 
 def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -> dict[str, Recipe]:
     """Puts every tensor of file and model on its list in the report; returns how to make those that fit."""
-    translation = translate_file(found, report)
+    translation = translate_file(found, report, targets)
     wanted: dict[str, Recipe] = {}
     for key, recipe in translation.recipes.items():
         if key not in targets:
@@ -203,7 +216,11 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
             else:
                 report.unexpected[key] = 'the model has no such tensor'
             continue
-        if not all(found.state[name].isfinite().all() for name in recipe.names):
+        sources = [found.state[name] for name in recipe.names]
+        if odd := next(filter(None, (_not_weights(item, targets[key]) for item in sources)), None):
+            report.unexpected[key] = odd
+            continue
+        if not all(item.isfinite().all() for item in sources):
             report.not_finite.append(key)
             continue
         try:
@@ -216,18 +233,34 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
         else:
             wanted[key] = recipe
     for key in targets.keys() - translation.recipes.keys():
-        is_fresh = matches_any([_OUTPUT_NORM], key) or key.endswith('num_batches_tracked')
-        (report.fresh if is_fresh else report.missing).append(key)
+        (report.fresh if matches_any(_FRESH, key) else report.missing).append(key)
     report.fresh.sort()
     report.missing.sort()
     return wanted
 
 
-def translate_file(found: Found, report: LoadReport) -> Translation:
-    """Translates the names of a file into ours, and notes in `report` what is no part of the backbone."""
+def _not_weights(source: Tensor, target: Tensor) -> str | None:
+    """Says why a tensor cannot be copied by value, if so: torch would copy some of these without a word."""
+    if source.layout != torch.strided or source.is_meta:
+        return f'{"without values" if source.is_meta else source.layout}, not an array of numbers'
+    kinds = [
+        (item.is_floating_point(), item.is_complex(), item.is_quantized)
+        for item in (source, target)
+    ]
+    return None if kinds[0] == kinds[1] else f'{source.dtype} for {target.dtype}'
+
+
+def translate_file(found: Found, report: LoadReport, wanted: Collection[str] = ()) -> Translation:
+    """Translates the names of a file into ours, and notes in `report` what is no part of the backbone.
+
+    Args:
+        found: The weights.
+        report: The report.
+        wanted: Names of the model; default: those that hold the same numbers as the file.
+    """
     for key in found.outside:
         report.drop('outside the backbone', key)
-    translation = translate(found.state, found.layout, to_ours=True)
+    translation = translate(found.state, found.layout, to_ours=True, wanted=wanted)
     for key in translation.unknown:
         if key == WINDOWS_KEY:
             continue

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from swinv2_mm.checkpoints.detect import unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
 from swinv2_mm.checkpoints.sources import fetch_checkpoint
@@ -52,12 +53,13 @@ def load_from_anywhere(filename: str, map_location: Any = None) -> Any:
 
 def load_from_mmcls(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Loads the backbone of a classifier of mmcls."""
-    content = load_from_anywhere(filename, map_location)
-    state = content.get('state_dict', content)
+    state = unwrap(load_from_anywhere(filename, map_location), filename)
     prefix = 'backbone.'
     return {
         'state_dict': {
-            key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)
+            key.removeprefix(prefix): value
+            for key, value in state.items()
+            if key.startswith(prefix)
         }
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ _SHOWN = 6
 
 @dataclass
 class LoadReport:
-    """Every tensor of the file and of the model is on exactly one of these lists.
+    """Every tensor of the file and of the model, the one of windows apart, is on one of these lists.
 
     Attributes:
         source: The checkpoint, as the user wrote it.
@@ -25,9 +26,9 @@ class LoadReport:
         position_windows: The windows that the model now divides coordinates by.
         loaded: Our names of what was loaded.
         dropped: Their names of what was left out on purpose, by reason.
-        fresh: Our names of output norms that the file cannot know: they keep their initial values.
+        fresh: Our names of output norms and offset networks that the file cannot know: they keep their initial values.
         missing: Our names of what the model has and the file has not.
-        unexpected: Their names of what the model has no place for, with the reason.
+        unexpected: What the model has no place for, with the reason: our names, or theirs where we have none.
         mismatched: Our name, shape in the file and shape in the model.
         not_finite: Our names of tensors with NaN or infinite values.
         allowed: Our names of what is wrong in one of these ways, but allowed.
@@ -59,14 +60,20 @@ class LoadReport:
             patterns: Regular expressions for the beginning of names.
 
         Raises:
-            CheckpointError: A pattern allows nothing, which mostly is a slip of the pen.
+            CheckpointError: A pattern allows nothing, which mostly is a slip of the pen, or is no regular expression.
+            TypeError: `patterns` is a single string.
         """
         if isinstance(patterns, str):
             raise TypeError(f'allow is {patterns!r}: expected a list of regular expressions')
         problems: tuple[list[str] | dict, ...]
         problems = (self.missing, self.unexpected, self.mismatched, self.not_finite)
         for pattern in patterns:
-            names = [key for kind in problems for key in kind if matches_any([pattern], key)]
+            try:
+                names = [key for kind in problems for key in kind if matches_any([pattern], key)]
+            except re.error as error:
+                raise CheckpointError(
+                    f'allow={pattern!r} is no regular expression: {error}'
+                ) from error
             if not names:
                 raise CheckpointError(
                     f'{self.source}: allow={pattern!r} names nothing that is missing, unexpected, mismatched or not '
@@ -99,13 +106,14 @@ class LoadReport:
         trained = str(self.windows) if self.windows else 'not stated'
         if self.model_windows:
             trained += f'; the model runs at {describe_windows(self.model_windows)}'
-            trained += f', normalised by {describe_windows(self.position_windows)}'
+            if self.position_windows:
+                trained += f', normalised by {describe_windows(self.position_windows)}'
         rows = [
             ('layout', self.layout + (f', prefix {self.prefix!r}' if self.prefix else '')),
             ('trained at window', trained),
             ('loaded', f'{len(self.loaded)} tensors'),
             *((f'dropped: {why}', _count(keys)) for why, keys in self.dropped.items()),
-            ('new output norms', _count(self.fresh)),
+            ('newly initialised', _count(self.fresh)),
             ('missing', _count(self.missing)),
             ('unexpected', _count([f'{key} ({why})' for key, why in self.unexpected.items()])),
             (

@@ -75,5 +75,5 @@ def adopt_stored_windows(
     Raises:
         CheckpointError: The two contradict each other.
     """
-    windows = SourceWindows(as_pairs(stored.tolist()), 'its pretrained_window_sizes')
+    windows = SourceWindows(as_pairs(stored), 'its pretrained_window_sizes')
     return choose_windows(configured, own, windows, num_stages, 'the checkpoint')

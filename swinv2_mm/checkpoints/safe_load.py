@@ -7,24 +7,33 @@ anything else.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
+import threading
 import types
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
+from mmengine.logging.history_buffer import HistoryBuffer
 
-from swinv2_mm.checkpoints.errors import CheckpointError, UntrustedCheckpointError
+from swinv2_mm.checkpoints.errors import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    UntrustedCheckpointError,
+)
+from swinv2_mm.checkpoints.numpy_pickles import known_as, numpy_globals
 
 _trusting: ContextVar[bool] = ContextVar('trusting', default=False)
+_list_of_torch = threading.RLock()
 _SAFETENSORS = '.safetensors'
+_AGAIN = 'remove it, and copy or download it again'  # a file in the cache is not fetched twice
 
 
 @contextlib.contextmanager
@@ -57,13 +66,13 @@ def read_checkpoint_file(
         The content. A `.safetensors` file becomes `dict(state_dict=..., meta=...)`.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        CheckpointUnavailableError: There is no such file.
         UntrustedCheckpointError: The file would have to be trusted.
         CheckpointError: It is no checkpoint, or a damaged one.
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'the checkpoint {path} does not exist')
+        raise CheckpointUnavailableError(f'the checkpoint {path} does not exist')
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path, map_location)
     if trust is None:
@@ -103,13 +112,16 @@ def _parsed(text: str) -> Any:
 
 
 def _explained(path: Path, error: Exception, trusted: bool) -> CheckpointError:
-    if isinstance(error, UnpicklingError) and not trusted:
-        start = path.read_bytes()[:2] if not zipfile.is_zipfile(path) else b'PK'
-        if start in (b'PK', b'\x80\x02', b'\x80\x04'):
-            return UntrustedCheckpointError(
-                f'{path} holds more than weights and was not loaded, since loading it runs code from the file '
-                f'({_reason(error)}). If you know and trust who made it: --trust-checkpoint.'
-            )
+    # A zip file that is cut off is none; a pickle begins with its protocol.
+    if (
+        isinstance(error, UnpicklingError)
+        and not trusted
+        and (zipfile.is_zipfile(path) or _beginning(path)[:1] == b'\x80')
+    ):
+        return UntrustedCheckpointError(
+            f'{path} holds more than weights and was not loaded, since loading it runs code from the file '
+            f'({_reason(error)}). If you know and trust who made it: --trust-checkpoint.'
+        )
     return CheckpointError(_damaged(path, error))
 
 
@@ -123,84 +135,93 @@ def _reason(error: Exception) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    with path.open('rb') as file:
-        start = file.read(64)
-    size = path.stat().st_size
+    try:
+        start, size = _beginning(path), path.stat().st_size
+    except OSError as unreadable:
+        return f'{path} cannot be read: {unreadable.strerror}'
     if not size:
-        return f'{path} is empty: copy or download it again'
+        return f'{path} is empty: {_AGAIN}'
     if start.startswith(b'version https://git-lfs'):
         return f'{path} is a pointer of git-lfs, not the file itself: run `git lfs pull`'
     if start.lstrip()[:1] == b'<':
         return (
             f'{path} is a web page, not a checkpoint: the address it was downloaded from is wrong'
         )
-    if start.startswith(b'PK') and not zipfile.is_zipfile(path):
-        return f'{path} is cut off after {size} bytes: copy or download it again'
-    if path.suffix != _SAFETENSORS and _is_text(start):
-        return f'{path} is a text file, not a checkpoint: it begins with {start[:32].decode()!r}'
+    if is_cut_off(path):
+        return f'{path} is cut off after {size} bytes: {_AGAIN}'
+    if path.suffix != _SAFETENSORS and (text := _text(start)):
+        return f'{path} is a text file, not a checkpoint: it begins with {text[:32]!r}'
     reason = ' '.join(str(error).split()) or type(error).__name__
     return f'{path} ({size} bytes) is no checkpoint, or a damaged one: {reason[:200]}'
 
 
-def _is_text(start: bytes) -> bool:
+def is_cut_off(path: Path) -> bool:
+    """Says whether a file is the beginning of a zip file, which has its table of contents at the end."""
+    return _beginning(path)[:2] == b'PK' and not zipfile.is_zipfile(path)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open('rb') as file:
+        return file.read(64)
+
+
+def _text(start: bytes) -> str:
+    """Returns the beginning of a text, and nothing for other files; a letter at its end may be cut."""
     try:
-        return start.decode('utf-8').isprintable() or b'\n' in start
+        text = codecs.getincrementaldecoder('utf-8')().decode(start)
     except UnicodeDecodeError:
-        return False
+        return ''
+    return text if text.isprintable() or '\n' in text else ''
 
 
 @contextlib.contextmanager
 def _known_globals() -> Iterator[None]:
-    """Adds our list to torch's for a moment; `torch.serialization.safe_globals` is younger than our oldest torch."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.add_safe_globals(_globals())
-    try:
-        yield
-    finally:
+    """Makes torch's list ours for a moment.
+
+    What others have added to it stays on it, but under no name of ours: `getattr` is often added, since mmengine's log
+    asks for it. `torch.serialization.safe_globals` could not do this, and is younger than our oldest torch.
+    """
+    known = _globals()
+    names = {_full_name(thing) for thing in known}
+    with _list_of_torch:  # it is one for the whole process
+        before = torch.serialization.get_safe_globals()
+        others = [thing for thing in before if _full_name(thing) not in names]
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.add_safe_globals([*others, *known])
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
+
+
+def _full_name(thing: Any) -> str:
+    """Returns the name under which torch finds an entry of its list: one of them may come with a name of its own."""
+    return str(thing[1]) if isinstance(thing, tuple) else f'{thing.__module__}.{thing.__qualname__}'
+
+
+@known_as('builtins', 'getattr')
+def _getattr_of_history(owner: Any, name: str) -> Any:
+    """Stands for `getattr`, by which the training log refers to its own methods.
+
+    The real one would open a way to everything: the builtin function `getattr` knows its module, and that knows `exec`.
+    """
+    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return vars(HistoryBuffer)[name]
+    raise UnpicklingError(f'GLOBAL getattr asks for {name!r} of {owner!r}')
 
 
 def _globals() -> list[Any]:
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    core = np.array(0).__reduce__()[0].__module__.rpartition('.')[0]  # numpy.core or numpy._core
-    multiarray = __import__(f'{core}.multiarray', fromlist=['_'])
-    known: list[Any] = [
+    return [
+        *numpy_globals(),
         HistoryBuffer,
-        np.ndarray,
-        np.dtype,
+        _getattr_of_history,
         # Containers without behaviour, which the scripts of timm and of the official code save their options in.
         _inert('argparse', 'Namespace'),
         _inert('yacs.config', 'CfgNode'),
         _inert('pathlib', 'PosixPath'),
         _inert('pathlib', 'WindowsPath'),
     ]
-    known += {type(np.dtype(kind)) for kind in '?bhilqBHILQefdU'}
-    # Files know these by the module path of the numpy that wrote them.
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        known.append(_renamed(multiarray._reconstruct, module, '_reconstruct'))
-        known.append(_renamed(multiarray.scalar, module, 'scalar'))
-
-    # The training log refers to its own methods by `getattr`. The real one would open a way to everything:
-    # the builtin function `getattr` knows its module, and that knows `exec`.
-    def getattr_of_history(owner: Any, name: str) -> Any:
-        if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-            return vars(HistoryBuffer)[name]
-        raise UnpicklingError(f'GLOBAL getattr asks for {name!r} of {owner!r}')
-
-    known.append(_renamed(getattr_of_history, 'builtins', 'getattr'))
-    return known
-
-
-def _renamed(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    """Wraps `function` such that torch finds it under another name."""
-
-    def wrapper(*args: Any) -> Any:
-        return function(*args)
-
-    wrapper.__module__, wrapper.__qualname__, wrapper.__name__ = module, name, name
-    return wrapper
 
 
 def _inert(module: str, name: str) -> type:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import torch
 
 from swinv2_mm.checkpoints.errors import CheckpointError, CheckpointUnavailableError
+from swinv2_mm.checkpoints.safe_load import is_cut_off
 
 _HF_FILES = ('model.safetensors', 'pytorch_model.bin')
+_HUB_URL = re.compile(
+    r'https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/([^/]+)/([^?@]+)(?:\?.*)?'
+)
 T = TypeVar('T')
 
 
@@ -43,18 +49,21 @@ def fetch_checkpoint(address: str | Path) -> LocalCheckpoint:
     """Finds a checkpoint, and downloads it if it is elsewhere. The first of several processes goes ahead.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        CheckpointUnavailableError: It cannot be downloaded.
+        CheckpointUnavailableError: There is no such file, or it cannot be downloaded.
         CheckpointError: The address is malformed.
     """
     text = str(address)
     scheme, separator, rest = text.partition('://')
     if not separator or os.path.isfile(text):
         return _local(text)
+    if on_hub := _HUB_URL.fullmatch(text):
+        # By its address alone, every `model.safetensors` would be the same file in the cache of torch.
+        owner, name, revision, file = on_hub.groups()
+        return _first_rank_first(lambda: _from_hub(f'{owner}/{name}/{file}@{revision}', text))
     if scheme in ('http', 'https'):
         return _first_rank_first(lambda: _from_url(text, text))
     if scheme == 'file':
-        return _local(urlparse(text).path)
+        return _local(url2pathname(urlparse(text).path))
     if scheme == 'timm':
         return _first_rank_first(lambda: _from_timm(rest, text))
     if scheme in ('hf', 'hf-hub'):
@@ -70,10 +79,12 @@ def _local(text: str) -> LocalCheckpoint:
     if path.is_dir():  # a model folder as transformers and timm write it
         inside = [path / name for name in _HF_FILES if (path / name).is_file()]
         if not inside:
-            raise FileNotFoundError(f'the folder {path} holds none of {", ".join(_HF_FILES)}')
+            raise CheckpointUnavailableError(
+                f'the folder {path} holds none of {", ".join(_HF_FILES)}'
+            )
         path = inside[0]
     if not path.is_file():
-        raise FileNotFoundError(f'the checkpoint {path} does not exist')
+        raise CheckpointUnavailableError(f'the checkpoint {path} does not exist')
     beside = path.parent / 'config.json'
     config = _read_json(beside) if path.name in _HF_FILES and beside.is_file() else None
     return LocalCheckpoint(path, text, path.name, config)
@@ -98,6 +109,10 @@ def _from_url(url: str, address: str) -> LocalCheckpoint:
             target.parent.mkdir(parents=True, exist_ok=True)
             # It writes to a temporary name first: a broken download leaves nothing behind.
             torch.hub.download_url_to_file(url, str(target), progress=os.isatty(2))
+            if is_cut_off(target):  # torch takes a connection that ends for the end of the file
+                size = target.stat().st_size
+                target.unlink()
+                raise EOFError(f'the connection broke off after {size} bytes')
         except Exception as error:
             raise CheckpointUnavailableError(
                 f'cannot download {name} ({_short(error)}). Get it from {url} on a machine with network and put it at '
@@ -126,10 +141,12 @@ def _from_hub(rest: str, address: str) -> LocalCheckpoint:
             # The hub does not have it; or, offline, nobody knows.
             if isinstance(error, LocalEntryNotFoundError):
                 raise CheckpointUnavailableError(
-                    _hub_message(repo, name, address, error)
+                    _hub_message(repo, name, revision, address, error)
                 ) from error
         except Exception as error:
-            raise CheckpointUnavailableError(_hub_message(repo, name, address, error)) from error
+            raise CheckpointUnavailableError(
+                _hub_message(repo, name, revision, address, error)
+            ) from error
     if path is None:
         raise CheckpointUnavailableError(
             f'{address}: {repo} on the Hugging Face hub holds none of {", ".join((file,) if file else _HF_FILES)}'
@@ -149,13 +166,14 @@ def _hub_file(repo: str, name: str, revision: str) -> Path:
     return Path(_hub.download_from_hf(f'{repo}@{revision}' if revision else repo, name))
 
 
-def _hub_message(repo: str, file: str, address: str, error: Exception) -> str:
+def _hub_message(repo: str, file: str, revision: str, address: str, error: Exception) -> str:
     from huggingface_hub import constants
 
+    chosen = f' --revision {revision}' if revision else ''
     return (
-        f'cannot get {file} of {repo} from the Hugging Face hub ({_short(error)}). Run `hf download {repo}` on a '
-        f'machine with network and copy its cache to {constants.HF_HUB_CACHE}; or get the file from '
-        f'https://huggingface.co/{repo}/resolve/main/{file} and name your copy instead of {address}.'
+        f'cannot get {file} of {repo} from the Hugging Face hub ({_short(error)}). Run `hf download {repo}{chosen}` on '
+        f'a machine with network and copy its cache to {constants.HF_HUB_CACHE}; or get the file from '
+        f'https://huggingface.co/{repo}/resolve/{revision or "main"}/{file} and name your copy instead of {address}.'
     )
 
 
@@ -221,11 +239,11 @@ def _first_rank_first(fetch: Callable[[], T]) -> T:
     if not is_distributed():
         return fetch()
     found: T | None = None
-    failure: CheckpointError | None = None
+    failure: Exception | None = None
     if get_rank() == 0:
         try:
             found = fetch()
-        except CheckpointError as error:
+        except Exception as error:
             failure = error  # the others wait at the barrier
     barrier()
     if failure is not None:

@@ -7,13 +7,26 @@ directions, so the way back is never written down.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 NAMES = str | tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Change:
+    """How the numbers of a tensor of ours differ from those of theirs.
+
+    Attributes:
+        to_ours: Makes ours of theirs.
+        to_theirs: Makes theirs of ours.
+    """
+
+    to_ours: Callable[[Tensor], Tensor]
+    to_theirs: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,13 +43,15 @@ class Row:
     Attributes:
         ours: Our name, or a tuple of names.
         theirs: Their name, or a tuple of names.
-        columns: How the columns (the second axis) of a matrix are ordered in ours and in theirs, as two words whose
-            letters name the axes from slow to fast; `h` and `w` have two entries, `c` the rest.
+        columns: How the columns (the last axis) of a matrix or vector are ordered in ours and in theirs, as two words
+            whose letters name the axes from slow to fast; `h` and `w` have two entries, `c` the rest.
+        change: How the numbers differ, if they do.
     """
 
     ours: NAMES
     theirs: NAMES
     columns: tuple[str, str] | None = None
+    change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class Layout:
     Attributes:
         name: What the layout is called on the command line and in reports.
         rows: The table.
+        otherwise: Rows for models that have another tensor in place of the one in `rows`: they read the same tensor of
+            theirs into it, and write it where `rows` say nothing.
         present: Regular expressions that each match at least one name of such a file.
         absent: Regular expressions that match none.
         heads: Names, as regular expressions, of what such a file holds beyond the backbone.
@@ -56,6 +73,7 @@ class Layout:
 
     name: str
     rows: tuple[Row, ...]
+    otherwise: tuple[Row, ...] = ()
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
@@ -84,12 +102,14 @@ class Recipe:
         index: Which of the parts of the join the tensor is.
         num_parts: Into how many equal parts the join is cut.
         columns: As in `Row`, in the order from, to.
+        change: What is done to the result.
     """
 
     sources: tuple[str | None, ...]
     index: int = 0
     num_parts: int = 1
     columns: tuple[str, str] | None = None
+    change: Callable[[Tensor], Tensor] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -116,7 +136,9 @@ class Recipe:
                     f'{self.num_parts} equal parts'
                 )
             joined = joined.chunk(self.num_parts)[self.index]
-        return joined if self.columns is None else _reorder(joined, self.columns, self.names)
+        if self.columns is not None:
+            joined = _reorder(joined, self.columns, self.names)
+        return joined if self.change is None else self.change(joined)
 
 
 @dataclass
@@ -134,17 +156,20 @@ class Translation:
     incomplete: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def translate(keys: Iterable[str], layout: Layout, to_ours: bool) -> Translation:
+def translate(
+    keys: Iterable[str], layout: Layout, to_ours: bool, wanted: Collection[str] = ()
+) -> Translation:
     """Reads a table in one direction.
 
     Args:
         keys: Names of tensors, of `layout` or ours.
         layout: The table.
         to_ours: Whether `keys` are theirs and ours are wanted, or the other way round.
+        wanted: Names of the model, which choose among the rows `otherwise`.
     """
     keys = list(keys)
     known = set(keys)
-    rows = _expand(layout, keys, to_ours)
+    rows = _expand(layout, keys, to_ours, wanted)
     result = Translation()
     for key in keys:
         row, leaf = rows.get(key), ''
@@ -154,7 +179,7 @@ def translate(keys: Iterable[str], layout: Layout, to_ours: bool) -> Translation
         if row is None:
             result.unknown.append(key)
             continue
-        sources, targets, columns = row
+        sources, targets, columns, change = row
         names = tuple(None if name is None else name + leaf for name in sources)
         lacking = tuple(name for name in names if name is not None and name not in known)
         if lacking:
@@ -162,35 +187,57 @@ def translate(keys: Iterable[str], layout: Layout, to_ours: bool) -> Translation
             continue
         for index, target in enumerate(targets):
             if target is not None:
-                result.recipes[target + leaf] = Recipe(names, index, len(targets), columns)
+                result.recipes[target + leaf] = Recipe(names, index, len(targets), columns, change)
     return result
 
 
-_ConcreteRow = tuple[tuple[str | None, ...], tuple[str | None, ...], tuple[str, str] | None]
+_ConcreteRow = tuple[
+    tuple[str | None, ...],
+    tuple[str | None, ...],
+    tuple[str, str] | None,
+    Callable[[Tensor], Tensor] | None,
+]
 
 
-def _expand(layout: Layout, keys: list[str], to_ours: bool) -> dict[str, _ConcreteRow]:
-    """Writes the rows out for every stage and block; finds them by the names on the side of `keys`."""
-    numbers = [int(number) for key in keys for number in re.findall(r'(?<=\.)\d{1,4}(?=\.)', key)]
-    bound = range(max(numbers, default=0) + 1)
+def _expand(
+    layout: Layout, keys: list[str], to_ours: bool, wanted: Collection[str]
+) -> dict[str, _ConcreteRow]:
+    """Writes the rows out for the stages and blocks that occur; finds them by the names on the side of `keys`."""
+    places = _places(keys)
     found: dict[str, _ConcreteRow] = {}
-    for row in layout.rows:
+    for row in (*layout.rows, *layout.otherwise):
         names = _as_tuple(row.ours), _as_tuple(row.theirs)
         columns = row.columns
+        change = None if row.change is None else row.change.to_theirs
         if to_ours:
             names = names[1], names[0]
             columns = columns and (columns[1], columns[0])
-        text = ' '.join(name for side in names for name in side if name)
-        stages = bound if re.search('{(s|next|body|down)}', text) else range(1)
-        for stage in stages:
-            for block in bound if '{b}' in text else range(1):
-                sources, targets = (
-                    tuple(name and fill(name, stage, block) for name in side) for side in names
-                )
-                for name in sources:
-                    if name is not None:
-                        found[name] = (sources, targets, columns)
+            change = None if row.change is None else row.change.to_ours
+        for stage, block in places:
+            sources, targets = (
+                tuple(name and fill(name, stage, block) for name in side) for side in names
+            )
+            for name in sources:
+                if name is not None and (name not in found or any(to in wanted for to in targets)):
+                    found[name] = (sources, targets, columns, change)
     return found
+
+
+def _places(keys: Iterable[str]) -> set[tuple[int, int]]:
+    """Returns every stage and block that a name may be of: its first number, as any of the numbers of `fill`; its next.
+
+    Not all numbers up to the largest: a file may hold `head.9999.weight`.
+    """
+    places = {(0, 0)}
+    for key in keys:
+        first, second, *_ = [
+            *(int(number) for number in re.findall(r'(?<!\d)\d{1,6}(?!\d)', key)[:2]),
+            0,
+            0,
+        ]
+        stages = (first, first - 1, (first - 1) // 2, (first - 2) // 2)
+        places.update((stage, second) for stage in stages if stage >= 0)
+    return places
 
 
 def fill(name: str, stage: int = 0, block: int = 0) -> str:
@@ -205,12 +252,13 @@ def _as_tuple(names: NAMES) -> tuple[str | None, ...]:
 def _reorder(matrix: Tensor, columns: tuple[str, str], names: tuple[str, ...]) -> Tensor:
     source, target = columns
     sizes = {'h': 2, 'w': 2, 'c': matrix.shape[-1] // 4}
-    if matrix.dim() != 2 or matrix.shape[1] % 4:
+    if matrix.dim() not in (1, 2) or matrix.shape[-1] % 4:
         raise ValueError(
             f'{", ".join(names)} of shape {tuple(matrix.shape)} should be a matrix whose columns belong to 2 x 2 tokens'
         )
-    split = matrix.unflatten(1, [sizes[axis] for axis in source])
-    return split.permute(0, *(1 + source.index(axis) for axis in target)).flatten(1)
+    rows = range(matrix.dim() - 1)
+    split = matrix.unflatten(-1, [sizes[axis] for axis in source])
+    return split.permute(*rows, *(len(rows) + source.index(axis) for axis in target)).flatten(-3)
 
 
 def matches_any(patterns: Iterable[str], key: str) -> bool:

@@ -60,12 +60,7 @@ def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows |
         CheckpointError: A table is damaged.
     """
     if WINDOWS_KEY in state:
-        stored = state[WINDOWS_KEY]
-        if stored.dim() != 2 or stored.shape[1] != 2:
-            raise CheckpointError(
-                f'{WINDOWS_KEY} has shape {tuple(stored.shape)}: expected (stages, 2)'
-            )
-        return SourceWindows(as_pairs(stored.tolist()), f'its {WINDOWS_KEY}')
+        return SourceWindows(as_pairs(state[WINDOWS_KEY]), f'its {WINDOWS_KEY}')
     # The tables lie beside the temperature, which no layout renames.
     scale = layout.their_name(_ATTENTION + 'logit_scale')
     beside = scale.removesuffix('logit_scale')
@@ -86,9 +81,31 @@ def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows |
     return SourceWindows(tuple(windows), evidence) if windows else None
 
 
-def as_pairs(rows: Sequence[Sequence[Any]]) -> tuple[Pair, ...]:
-    """Returns rows of two numbers as pairs of integers."""
-    return tuple((int(row[0]), int(row[1])) for row in rows)
+def as_pairs(rows: Any) -> tuple[Pair, ...]:
+    """Returns rows of two numbers as pairs of integers.
+
+    Args:
+        rows: What a file holds as windows: a tensor `(stages, 2)`, or rows as json has them.
+
+    Raises:
+        CheckpointError: They are no windows.
+    """
+    if isinstance(rows, Tensor):
+        rows = rows.tolist()
+    pairs = []
+    for row in rows if isinstance(rows, (list, tuple)) else [rows]:
+        sides = row if isinstance(row, (list, tuple)) else []
+        if len(sides) != 2 or not all(map(_is_size, sides)):
+            raise CheckpointError(
+                f'{WINDOWS_KEY} of the checkpoint is {str(rows)[:80]}: expected (height, width) in tokens per stage'
+            )
+        pairs.append((int(sides[0]), int(sides[1])))
+    return tuple(pairs)
+
+
+def _is_size(side: Any) -> bool:
+    # Whoever halves the precision of a whole file makes numbers with a point of them.
+    return isinstance(side, (int, float)) and side >= 1 and float(side).is_integer()
 
 
 def _window_of_coords(table: Tensor) -> Pair:
@@ -97,17 +114,22 @@ def _window_of_coords(table: Tensor) -> Pair:
     Args:
         table: `(1, 2 * Wh - 1, 2 * Ww - 1, 2)`.
     """
-    if table.dim() != 4 or table.shape[-1] != 2 or not table.shape[1] % 2 or not table.shape[2] % 2:
+    sides = table.shape[1:3]
+    if (
+        table.dim() != 4
+        or not len(table)
+        or table.shape[-1] != 2
+        or not all(side % 2 for side in sides)
+    ):
         raise CheckpointError(
             f'relative_coords_table has shape {tuple(table.shape)}: expected (1, 2 * Wh - 1, 2 * Ww - 1, 2)'
         )
     pair = []
     for axis in (0, 1):
         extent = (table.shape[1 + axis] + 1) // 2
-        largest = float(
-            table[..., axis].max()
-        )  # sign(x) log2(|x| + 1) / log2(8) at x = 8 (W - 1) / (P - 1)
-        scaled = 2 ** (largest * math.log2(8)) - 1
+        # sign(x) log2(|x| + 1) / log2(8) at x = 8 (W - 1) / (P - 1)
+        largest = float(table[..., axis].max())
+        scaled = 8**largest - 1 if largest < 100 else math.inf
         divisor = 8 * (extent - 1) / scaled if math.isfinite(scaled) and scaled > 0 else 0.0
         normalised = round(divisor)
         # A window of 1 has no extent, and a table of another convention gives no whole number.
@@ -144,12 +166,15 @@ def windows_of_name(name: str, num_stages: int = 4) -> SourceWindows | None:
     """Reads the windows off a name such as `swinv2_base_patch4_window12to16_192to256_22kto1k_ft`.
 
     The first numbers count, those of the pre-training, in which the coordinates got their unit. Where the map of a
-    stage was smaller than the window, the window was the map.
+    stage was smaller than the window, the window was the map. A second number that cannot be the side of an image, as
+    in `my_window8_2`, makes it another kind of name.
     """
     match = _NAME.search(name)
     if match is None:
         return None
     window, image = int(match[1]), int(match[2])
+    if not window or not image or image % (_PATCH * 2 ** (num_stages - 1)):
+        return None
     return SourceWindows(_fit(window, image, _PATCH, num_stages), f'the name {name}', False)
 
 
@@ -162,12 +187,12 @@ def windows_of_config(config: Mapping[str, Any], num_stages: int = 4) -> SourceW
         window, image, patch = (
             int(config[key]) for key in ('window_size', 'image_size', 'patch_size')
         )
-    except (KeyError, TypeError, ValueError):
+        fitted = _fit(window, image, patch, num_stages)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     trained = config.get('pretrained_window_sizes') or [0] * num_stages
-    fitted = _fit(window, image, patch, num_stages)
-    windows = tuple((size, size) if size else pair for size, pair in zip(trained, fitted))
-    return SourceWindows(windows, 'its config.json')
+    windows = [[size, size] if size else list(pair) for size, pair in zip(trained, fitted)]
+    return SourceWindows(as_pairs(windows), 'its config.json')
 
 
 def _fit(window: int, image: int, patch: int, num_stages: int) -> tuple[Pair, ...]:

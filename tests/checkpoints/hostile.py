@@ -51,6 +51,34 @@ def reaching_for(module, name, attribute):
     return b'\x80\x02}' + _text('state_dict') + found + b's.'
 
 
+def forged_numpy(kind):
+    """A pickle that makes numpy take numbers in the file for something else, such as the addresses of objects."""
+    address = _call(_global('_codecs', 'encode'), _text('A' * 8), _text('latin1'))
+    array, dtype = _global('numpy', 'ndarray'), _global('numpy', 'dtype')
+    size = b'(K\x01t'
+    empty = _call(_global('numpy.core.multiarray', '_reconstruct'), array, b'(K\x00t', _text('b'))
+    real = _call(dtype, _text('f8'), b'\x89', b'\x88')
+    fields = b'}' + _text('a') + b'(' + _call(dtype, _text('O'), b'\x89', b'\x88') + b'K\x00ts'
+    state = {
+        'fields': b'(K\x03' + _text('<') + b'N(' + _text('a') + b't' + fields + b'K\x08K\x08K\x00t',
+        'flags': b'(K\x03' + _text('<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x05t',
+        'honest': b'(K\x03' + _text('<') + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t',
+    }
+    filled = b'(K\x01' + size + real + state.get(kind, state['honest']) + b'b\x89' + address + b't'
+    made = {
+        'object': _call(array, size, _text('O'), address),
+        'strided': _call(array, size, _text('f8'), address, b'K\x00', b'(M\xff\xfft'),
+        'object_number': _call(
+            _global('numpy.core.multiarray', 'scalar'),
+            _call(dtype, _text('O'), b'\x89', b'\x88'),
+            address,
+        ),
+        'twice': empty + filled + b'b' + filled + b'b',
+        'negative': empty + filled.replace(size, b'(J\xff\xff\xff\xffJ\xff\xff\xff\xfft') + b'b',
+    }.get(kind, empty + filled + b'b')
+    return b'\x80\x02}' + _text('state_dict') + made + b's.'
+
+
 def write_hostile(folder: Path, marker: Path) -> dict[str, Path]:
     """Writes one file of each kind."""
     weights = {'patch_embed.proj.weight': torch.zeros(8, 3, 4, 4)}

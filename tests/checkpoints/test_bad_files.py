@@ -28,7 +28,9 @@ def fails(backbone, file, message):
 def test_truncated(keep, good, nano):
     content = good.read_bytes()
     good.write_bytes(content[: int(keep * len(content))])
-    message = fails(nano(), good, 'is cut off after .* bytes: copy or download it again')
+    message = fails(
+        nano(), good, 'is cut off after .* bytes: remove it, and copy or download it again'
+    )
     assert '\n' not in message
 
 
@@ -63,6 +65,11 @@ def test_empty_file(nano, tmp_path):
         ('version https://git-lfs.github.com/spec/v1\noid sha256:00\n', 'git lfs pull'),
         ('{"state_dict": 1}', 'text file'),
         ('gewöhnlicher Text', 'text file'),
+        (
+            'x' * 31 + 'ö' * 40,
+            'text file',
+        ),  # letters across the bytes that are looked at and quoted
+        ('x' * 30 + 'ö' * 40, 'text file'),
     ],
 )
 @pytest.mark.parametrize('name', ['text.pth', 'text.pt'])
@@ -95,7 +102,7 @@ def test_classifier_only(nano, tmp_path):
     [
         ('layers.0.blocks.0.attn.relative_position_bias_table', 'a Swin V1'),
         ('stages.0.blocks.0.attn.w_msa.relative_position_bias_table', 'a Swin V1'),
-        ('stages.0.blocks.0.attn.meta_mlp.fc1.weight', 'a SwinV2-CR'),
+        ('stages.0.blocks.0.attn.tau', 'a SwinV2-CR'),
         ('backbone.layer4.0.conv1.weight', 'a ResNet'),
     ],
 )

@@ -261,3 +261,56 @@ def test_a_huge_model_has_norms_on_its_main_branch(tmp_path):
     again = SwinTransformerV2(arch, window_size=4, out_indices=(0, 1))
     load_pretrained(again, tmp_path / 'file.pth')
     assert_holds(again, state)
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'problem'),
+    [
+        (lambda value: value.to(torch.int8), 'torch.int8 for torch.float32'),
+        (lambda value: value.to(torch.complex64), 'torch.complex64 for torch.float32'),
+        (lambda value: value.to_sparse(), 'torch.sparse_coo, not an array'),
+        (lambda value: value.to('meta'), 'without values, not an array'),
+        (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), 'torch.qint8 for'),
+    ],
+)
+def test_what_is_no_array_of_floating_point_numbers_is_an_error(spoil, problem, nano, tmp_path):
+    """torch would copy the first into the weights without a word."""
+    state = official(weights(nano()))
+    key = 'layers.1.blocks.0.mlp.fc1.weight'
+    state[key] = spoil(state[key])
+    torch.save(state, tmp_path / 'file.pth')
+    backbone = nano()
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(CheckpointError, match=problem) as caught:
+        load_pretrained(backbone, tmp_path / 'file.pth')
+    assert key in str(caught.value)
+    assert_holds(backbone, before)
+
+
+def test_a_backbone_without_values_is_an_error(tmp_path):
+    """Copying into it would do nothing."""
+    arch = dict(embed_dims=8, depths=[1], num_heads=[1])
+    torch.save(SwinTransformerV2(arch, out_indices=(0,)).state_dict(), tmp_path / 'file.pth')
+    with torch.device('meta'):
+        backbone = SwinTransformerV2(arch, out_indices=(0,))
+    with pytest.raises(ValueError, match=r'meta device.*to_empty'):
+        load_pretrained(backbone, tmp_path / 'file.pth')
+    backbone.to_empty(device='cpu')
+    load_pretrained(backbone, tmp_path / 'file.pth')
+
+
+def test_init_cfg_by_its_full_name_is_no_less_strict(nano, tmp_path):
+    state = official(weights(nano()))
+    del state['patch_embed.norm.bias']
+    torch.save(state, tmp_path / 'file.pth')
+    cfg = dict(type='mmengine.Pretrained', checkpoint=str(tmp_path / 'file.pth'))
+    with pytest.raises(CheckpointError, match=r'1 missing: patch_embed\.norm\.bias'):
+        nano(init_cfg=cfg).init_weights()
+
+
+def test_a_permission_that_is_no_regular_expression_is_an_error(nano, tmp_path):
+    state = official(weights(nano()))
+    del state['patch_embed.norm.bias']
+    torch.save(state, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match=r"allow='\*norm' is no regular expression"):
+        load_pretrained(nano(), tmp_path / 'file.pth', allow=['*norm'])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hostile import KINDS, reaching_for, write_hostile
+from hostile import KINDS, forged_numpy, reaching_for, write_hostile
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import BaseMetric, Evaluator
@@ -273,11 +273,80 @@ def test_harmless_things_that_scripts_save_beside_the_weights(tmp_path):
 )
 def test_the_getattr_of_the_log_gives_nothing_else(module, name, attribute, tmp_path):
     file = tmp_path / 'file.pth'
-    with zipfile.ZipFile(file, 'w') as archive:
-        archive.writestr('archive/data.pkl', reaching_for(module, name, attribute))
-        archive.writestr('archive/version', '3\n')
+    write_pickle(file, reaching_for(module, name, attribute))
     with pytest.raises(UntrustedCheckpointError, match=f"getattr asks for '{attribute}'"):
         read_checkpoint_file(file)
+
+
+def write_pickle(file, content):
+    with zipfile.ZipFile(file, 'w') as archive:
+        archive.writestr('archive/data.pkl', content)
+        archive.writestr('archive/version', '3\n')
+
+
+@pytest.mark.parametrize(
+    'kind', ['object', 'strided', 'object_number', 'fields', 'twice', 'negative']
+)
+def test_numpy_is_not_told_what_the_bytes_of_a_file_are(kind, tmp_path):
+    """numpy itself crashes on some of these as soon as what it made is looked at, or given back."""
+    write_pickle(tmp_path / 'file.pth', forged_numpy(kind))
+    with pytest.raises(UntrustedCheckpointError, match=r'\(Unsupported [^/]* numpy'):
+        read_checkpoint_file(tmp_path / 'file.pth')
+
+
+@pytest.mark.parametrize('kind', ['honest', 'flags'])
+def test_the_forged_arrays_differ_from_an_honest_one_in_what_is_forged(kind, tmp_path):
+    write_pickle(tmp_path / 'file.pth', forged_numpy(kind))
+    array = read_checkpoint_file(tmp_path / 'file.pth')['state_dict']
+    assert array.tolist() == [np.frombuffer(b'A' * 8)[0]]
+    assert array.dtype.flags == 0  # a file has no say in them
+
+
+def test_arrays_are_written_again_as_they_were(tmp_path):
+    """A training that is resumed writes the log that it has read."""
+    content = [
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.arange(3, dtype='>i4'),
+        np.array(['a', 'bc']),
+        np.array([True, False]),
+        np.float32(0.5),
+        np.int64(-3),
+        np.zeros((0, 2)),
+    ]
+    torch.save(content, tmp_path / 'file.pth')
+    loaded = read_checkpoint_file(tmp_path / 'file.pth')
+    torch.save(loaded, tmp_path / 'again.pth')
+    again = torch.load(tmp_path / 'again.pth', weights_only=False)
+    for was, read, now in zip(content, loaded, again):
+        assert type(now) is type(was)
+        for item in (read, now):
+            assert item.dtype == was.dtype.newbyteorder('=')  # so does numpy
+            assert item.shape == was.shape
+            assert item.tolist() == was.tolist()
+
+
+def test_what_others_allow_does_not_replace_our_getattr(tmp_path):
+    """To allow `getattr` is a common advice for the checkpoints of mmengine."""
+    marker = tmp_path / 'marker'
+    file = write_hostile(tmp_path, marker)['getattr_zip']
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals([getattr])
+    try:
+        with pytest.raises(UntrustedCheckpointError):
+            read_checkpoint_file(file)
+        assert getattr in torch.serialization.get_safe_globals()
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+    assert not marker.exists()
+
+
+def test_every_loader_of_mmengine_is_ours():
+    loaders = CheckpointLoader._schemes
+    assert len(loaders) > 8
+    for scheme, loader in loaders.items():
+        assert loader.__module__ == 'swinv2_mm.checkpoints.mmengine_seam', scheme
 
 
 def test_nothing_stays_allowed_after_a_load(tmp_path):

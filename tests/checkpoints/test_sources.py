@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from swinv2_mm.checkpoints import CheckpointError, CheckpointUnavailableError, load_pretrained
-from swinv2_mm.checkpoints.sources import fetch_checkpoint
+from swinv2_mm.checkpoints.sources import _first_rank_first, fetch_checkpoint
 
 
 @pytest.fixture
@@ -183,3 +183,91 @@ def test_torchvision_names(torch_home):
     (target / 'swin_v2_t-b137f0e2.pth').touch()
     found = fetch_checkpoint('torchvision://swin_v2_t.imagenet1k_v1')
     assert found.path == target / 'swin_v2_t-b137f0e2.pth'
+
+
+def test_an_address_of_the_hub_is_no_address_of_just_any_model(hub, torch_home, nano):
+    """Two models of the hub have files of one name."""
+    file = 'model/resolve/main/model.safetensors?download=true'
+    states = {'one': nano().state_dict(), 'two': nano().state_dict()}
+    assert not torch.equal(*(state['patch_embed.proj.weight'] for state in states.values()))
+    for owner, state in states.items():
+        hub(f'{owner}/model', {'model.safetensors': functools.partial(save_file, state)})
+    for owner, state in states.items():
+        backbone = nano()
+        load_pretrained(backbone, f'https://huggingface.co/{owner}/{file}')
+        assert torch.equal(backbone.patch_embed.proj.weight, state['patch_embed.proj.weight'])
+
+
+def test_offline_the_hub_names_the_revision_that_was_asked_for(hub, nano):
+    with pytest.raises(CheckpointUnavailableError) as caught:
+        load_pretrained(nano(), 'hf://org/model@v2')
+    for part in ('/resolve/v2/model.safetensors', 'hf download org/model --revision v2'):
+        assert part in str(caught.value)
+
+
+def test_file_addresses(tmp_path):
+    (tmp_path / 'a b.pth').touch()
+    assert fetch_checkpoint(f'file://{tmp_path}/a%20b.pth').path == tmp_path / 'a b.pth'
+    with pytest.raises(CheckpointUnavailableError, match=r'nowhere\.pth does not exist'):
+        fetch_checkpoint(f'file://{tmp_path}/nowhere.pth')
+
+
+def test_a_classifier_of_mmcls_that_is_none(torch_home):
+    from mmengine.runner.checkpoint import _load_checkpoint, get_mmcls_models
+
+    name, url = next(iter(get_mmcls_models().items()))
+    target = torch_home / 'hub/checkpoints' / url.rsplit('/')[-1]
+    target.parent.mkdir(parents=True)
+    torch.save([1, 2], target)
+    with pytest.raises(CheckpointError, match='holds a list, not a dict of weights'):
+        _load_checkpoint(f'mmcls://{name}')
+    torch.save({'state_dict': {'backbone.a': torch.ones(2), 'head.b': torch.ones(3)}}, target)
+    assert set(_load_checkpoint(f'mmcls://{name}')['state_dict']) == {'a'}
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(torch_home, tmp_path, nano):
+    torch.save(nano().state_dict(), tmp_path / 'whole.pth')
+    content = (tmp_path / 'whole.pth').read_bytes()
+    sent = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(content)))
+            self.end_headers()
+            # The first time, the line goes dead after a half.
+            sent.append(self.wfile.write(content if sent else content[: len(content) // 2]))
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            url = f'http://127.0.0.1:{running.server_port}/file.pth'
+            with pytest.raises(CheckpointUnavailableError, match=r'broke off after \d+ bytes'):
+                load_pretrained(nano(), url)
+            assert not [path for path in torch_home.rglob('*') if path.is_file()]
+            load_pretrained(nano(), url)
+        finally:
+            running.shutdown()
+            thread.join()
+    assert len(sent) == 2
+
+
+def _fails_in_the_first_process(rank, folder):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+    )
+
+    def fetch():
+        raise RuntimeError('out of the blue')
+
+    with pytest.raises(RuntimeError, match='out of the blue'):
+        _first_rank_first(fetch)
+    torch.distributed.destroy_process_group()
+
+
+def test_no_process_waits_for_one_that_failed(tmp_path):
+    torch.multiprocessing.spawn(_fails_in_the_first_process, (tmp_path,), nprocs=2)

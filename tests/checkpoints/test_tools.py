@@ -62,3 +62,22 @@ def test_no_pretrained_starts_from_scratch(config, tmp_path):
 def test_the_backbone_builds_under_its_plain_name_with_the_new_default():
     backbone = MODELS.build(dict(type='SwinTransformerV2', arch='tiny', out_indices=(0,)))
     assert backbone.pretrained_window_sizes == 'auto'
+
+
+def test_without_network_one_sentence_says_what_to_put_where(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    address = 'http://127.0.0.1:9/swinv2_nano_patch4_window8_64.pth'
+    options = [f'model.backbone.init_cfg.checkpoint={address}']
+    run = dict(work_dir=str(tmp_path / 'work'), device='cpu', max_iters=1, cfg_options=options)
+    assert train(config, **run) == 2
+    err = capsys.readouterr().err.strip()
+    place = tmp_path / 'torch/hub/checkpoints/swinv2_nano_patch4_window8_64.pth'
+    for part in (address, str(place), '--no-pretrained', 'name your copy'):
+        assert part in err
+    assert len(err.splitlines()) == 1
+    assert train(config, no_pretrained=True, **run) == 0
+
+    # What --no-pretrained does not leave out, it is not recommended for.
+    run['cfg_options'] = [f'load_from={address}']
+    assert train(config, no_pretrained=True, **run) == 2
+    assert '--no-pretrained' not in capsys.readouterr().err

@@ -14,6 +14,7 @@ from swinv2_mm.checkpoints.windows import (
     windows_of_name,
 )
 from swinv2_mm.models.layers.position_bias import log_spaced_coords
+from swinv2_mm.ops.window_attention.reference import expand_bias
 
 # Equation 4 for weights trained at window 8 that run at window 16, by hand. An offset d is first brought to the scale
 # of the official code, x = 8 d / (8 - 1), so that the corner of the training window is at 8; then comes
@@ -91,7 +92,7 @@ def test_weights_of_window_8_at_window_16_have_the_bias_of_the_paper(trained_at_
     checked = 0
     for layer in backbone.layers:
         for block in layer.blocks:
-            bias = block.attn.cpb_mlp()  # (heads, query, key)
+            bias = expand_bias(block.attn.cpb_mlp())  # (heads, query, key)
             assert bias.shape[1:] == (256, 256)
             for (qr, qc), (kr, kc) in [
                 ((0, 0), (0, 0)),
@@ -258,3 +259,76 @@ def test_a_damaged_table_is_an_error(nano):
     found = find_backbone(state, 'a file')
     with pytest.raises(CheckpointError, match=r'relative_coords_table.*\(1, 14, 15, 2\)'):
         read_windows(found.state, found.layout)
+
+
+@pytest.mark.parametrize(
+    'name', ['my_window8_2.pth', 'run_window8_100.pth', 'window0_256', 'w_window8_0']
+)
+def test_a_second_number_that_is_no_image_tells_nothing(name):
+    assert windows_of_name(name) is None
+
+
+@pytest.mark.parametrize(
+    'stated',
+    [
+        '8',
+        [8, 8, 8],
+        [[8]],
+        [[8, 0]],
+        [[8, -1]],
+        [[8, 'a']],
+        [[8.5, 8]],
+        {'a': 1},
+        8,
+        [[float('nan'), 8]],
+    ],
+)
+def test_windows_in_the_metadata_that_are_none_are_an_error(stated, nano, tmp_path):
+    state = nano(norm_cfg=None).state_dict()
+    stored = state.pop('pretrained_window_sizes')
+    torch.save(
+        {'state_dict': state, 'meta': {'pretrained_window_sizes': stated}}, tmp_path / 'a.pth'
+    )
+    with pytest.raises(
+        CheckpointError, match='pretrained_window_sizes of the checkpoint is'
+    ) as caught:
+        load_pretrained(nano(norm_cfg=None), tmp_path / 'a.pth')
+    assert '\n' not in str(caught.value)
+    assert stored.tolist() == [[4, 4]] * 3
+
+
+@pytest.mark.parametrize(
+    'stored', [torch.zeros(3, 2), torch.full((3, 2), math.nan), torch.ones(3), torch.ones(3, 3)]
+)
+def test_stored_windows_that_are_none_are_an_error(stored, nano):
+    state = nano().state_dict() | {'pretrained_window_sizes': stored}
+    with pytest.raises(CheckpointError, match='pretrained_window_sizes of the checkpoint is'):
+        nano().load_state_dict(state)
+    with pytest.raises(CheckpointError, match='pretrained_window_sizes of the checkpoint is'):
+        read_windows(state, find_backbone(state, 'a file').layout)
+
+
+def test_stored_windows_may_have_been_cast_with_the_rest(nano):
+    state = {key: value.half() for key, value in nano(window_size=6).state_dict().items()}
+    backbone = nano()
+    backbone.load_state_dict(state)
+    assert backbone.state_dict()['pretrained_window_sizes'].tolist() == [[6, 6]] * 3
+
+
+@pytest.mark.parametrize('value', [1e30, math.inf, math.nan, -math.inf])
+def test_tables_of_another_kind_tell_the_window_by_their_size(value, nano):
+    state = nano(norm_cfg=None).state_dict()
+    del state['pretrained_window_sizes']
+    for stage in range(3):
+        state[f'layers.{stage}.blocks.0.attn.relative_coords_table'] = torch.full(
+            (1, 11, 11, 2), value
+        )
+    found = find_backbone(state, 'a file')
+    assert read_windows(found.state, found.layout).windows == ((6, 6),) * 3
+
+
+@pytest.mark.parametrize(
+    'change', [dict(patch_size=0), dict(image_size=[192, 192]), dict(window_size=None)]
+)
+def test_a_config_json_that_makes_no_sense_tells_nothing(change):
+    assert windows_of_config(dict(image_size=192, patch_size=4, window_size=12) | change) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Pair = tuple[int, int]
@@ -71,22 +71,30 @@ ARCHS = {
 }
 
 
-def resolve_arch(arch: str | Mapping[str, Any]) -> Arch:
+# As timm's `swinv2_cr_*`, which follow the paper's first version: another number of blocks in the giant model.
+ARCHS_CR = {**ARCHS, 'giant': replace(ARCHS['giant'], depths=(2, 2, 42, 2))}
+
+
+def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCHS) -> Arch:
     """Look an architecture up by name or first letter, or read it from a dict with the fields of `Arch`.
+
+    Args:
+        arch: The name, letter or dict.
+        archs: The sizes that have names.
 
     Raises:
         TypeError: If `arch` is neither a string nor a dict.
         ValueError: If the name is unknown, a field is missing, unknown or out of range.
     """
     if isinstance(arch, str):
-        by_letter = {name[0]: name for name in ARCHS}
+        by_letter = {name[0]: name for name in archs}
         name = by_letter.get(arch.lower(), arch.lower())
-        if name not in ARCHS:
+        if name not in archs:
             raise ValueError(
-                f'unknown arch {arch!r}: choose one of {", ".join(ARCHS)}, its first letter, or a dict '
+                f'unknown arch {arch!r}: choose one of {", ".join(archs)}, its first letter, or a dict '
                 'with embed_dims, depths and num_heads'
             )
-        return ARCHS[name]
+        return archs[name]
     if not isinstance(arch, Mapping):
         raise TypeError(f'arch must be a name or a dict, got {type(arch).__name__}: {arch!r}')
     required = {'embed_dims', 'depths', 'num_heads'}
@@ -141,6 +149,19 @@ def per_stage_windows(value: Any, num_stages: int, name: str, minimum: int) -> l
         if min(pair) < minimum:
             raise ValueError(f'{name} is {value!r}: expected numbers >= {minimum}')
     return pairs
+
+
+def check_resolution(value: Any, name: str) -> Pair:
+    """Read an image size `(height, width)` in pixels, or an int for a square.
+
+    Raises:
+        TypeError: If it is of another form.
+        ValueError: If a side is below 1.
+    """
+    pair = _as_pair(value, name, 'a pair (height, width) in pixels')
+    if min(pair) < 1:
+        raise ValueError(f'{name} is {value!r}: expected numbers >= 1')
+    return pair
 
 
 def _as_pair(item: Any, name: str, forms: str) -> Pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from mmengine.model import BaseModule
@@ -16,8 +16,16 @@ from swinv2_mm.checkpoints import (
     split_pretrained,
     stored_windows,
 )
-from swinv2_mm.models.backbones.arch import Pair, per_stage_windows, resolve_arch
+from swinv2_mm.models.backbones.arch import (
+    ARCHS,
+    Arch,
+    Pair,
+    check_resolution,
+    per_stage_windows,
+    resolve_arch,
+)
 from swinv2_mm.models.layers import (
+    DeformableSwinBlock,
     PatchEmbed,
     SwinBlock,
     SwinStage,
@@ -60,14 +68,19 @@ class SwinTransformerV2(BaseModule):
         frozen_stages: As in mmdet: -1 freezes nothing, 0 the patch embedding, n also the first n stages and
             their output norms.
         norm_eval: Whether batch norms among the output norms stay in eval mode; LayerNorm has no such state.
-        with_cp: Whether blocks trade compute for memory by recomputing activations in the backward pass.
+        with_cp: Whether blocks trade compute for memory by recomputing activations in the backward pass; default no.
         attn_backend: See `swinv2_mm.ops.window_attention`.
+        sequential_self_attention: Whether windows are attended one after the other: least memory, slowest.
+        use_deformable_block: Whether the blocks of all stages but the first are `DeformableSwinBlock`.
+        use_checkpoint: Another name of `with_cp`.
         init_cfg: mmengine initialisation config. `dict(type='Pretrained', checkpoint=...)` goes through
             `swinv2_mm.checkpoints.load_pretrained` and takes its arguments.
 
     Attributes:
         out_channels: Channels of the returned maps.
         out_strides: Their strides in pixels.
+        input_resolution: Height and width of the images, where `update_resolution` was told; images of any other size
+            are as welcome.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -75,6 +88,13 @@ class SwinTransformerV2(BaseModule):
     """
 
     init_cfg: Any  # mmengine keeps it
+    # What another family of SwinV2 does in its own way.
+    checkpoint_family: ClassVar[str] = 'v2'
+    archs: ClassVar[Mapping[str, Arch]] = ARCHS
+    coordinates_have_unit: ClassVar[bool] = (
+        True  # does the position bias depend on the training window?
+    )
+    init_values: float | None = 0.0
 
     def __init__(
         self,
@@ -93,12 +113,15 @@ class SwinTransformerV2(BaseModule):
         norm_cfg: Mapping[str, Any] | None = dict(type='LN'),
         frozen_stages: int = -1,
         norm_eval: bool = False,
-        with_cp: bool = False,
+        with_cp: bool | None = None,
         attn_backend: str = 'auto',
+        sequential_self_attention: bool = False,
+        use_deformable_block: bool = False,
+        use_checkpoint: bool | None = None,
         init_cfg: dict[str, Any] | list[dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.arch = resolve_arch(arch)
+        self.arch = resolve_arch(arch, self.archs)
         num_stages = len(self.arch.depths)
         windows = per_stage_windows(window_size, num_stages, 'window_size', minimum=1)
         auto = pretrained_window_sizes == 'auto'
@@ -129,6 +152,18 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(
                 f'frozen_stages is {frozen_stages!r}: expected -1 (nothing) to {num_stages} (all stages)'
             )
+        if None not in (with_cp, use_checkpoint) and with_cp != use_checkpoint:
+            raise ValueError(
+                f'with_cp is {with_cp} and use_checkpoint is {use_checkpoint}: they are two names of one option, '
+                'give one of them'
+            )
+        if sequential_self_attention and (attn_drop_rate or attn_backend == 'reference'):
+            raise ValueError(
+                f'sequential_self_attention=True with attn_drop_rate={attn_drop_rate} and '
+                f"attn_backend={attn_backend!r}: it needs attn_drop_rate=0 and attn_backend='auto' or 'fused', since "
+                'what drops attention weights keeps those of all windows'
+            )
+        self.input_resolution: Pair | None = None
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -146,7 +181,8 @@ class SwinTransformerV2(BaseModule):
                 drop_path=drop_paths[stage],
                 downsample=stage < last,
                 extra_norm_every_n_blocks=self.arch.extra_norm_every_n_blocks,
-                with_cp=with_cp,
+                with_cp=bool(with_cp or use_checkpoint),
+                block=DeformableSwinBlock if use_deformable_block and stage else SwinBlock,
                 num_heads=self.arch.num_heads[stage],
                 window_size=windows[stage],
                 pretrained_window_size=pretrained[stage],
@@ -155,6 +191,8 @@ class SwinTransformerV2(BaseModule):
                 drop=drop_rate,
                 attn_drop=attn_drop_rate,
                 attn_backend=check_backend(attn_backend),
+                sequential=sequential_self_attention,
+                **self.stage_options(stage),
             )
             for stage in range(last + 1)
         )
@@ -164,6 +202,10 @@ class SwinTransformerV2(BaseModule):
                 self.add_module(f'norm{stage}', norm)
         self.reset_parameters()
         self._freeze()
+
+    def stage_options(self, stage: int) -> dict[str, Any]:
+        """Arguments of `SwinStage` that another family of SwinV2 sets."""
+        return {}
 
     def reset_parameters(self) -> None:
         """Initialise all weights as the official implementation does, the residual branches at zero."""
@@ -176,10 +218,7 @@ class SwinTransformerV2(BaseModule):
                 module.reset_parameters()
         for module in self.modules():
             if isinstance(module, SwinBlock):
-                # A post-norm scaled by zero makes every block start as the identity: deep models stay stable.
-                for norm in (module.norm1, module.norm2):
-                    nn.init.zeros_(norm.weight)
-                    nn.init.zeros_(norm.bias)
+                module.reset_branches(self.init_values)
 
     def init_weights(self) -> None:
         """Reset the weights, then apply `init_cfg`. Gives values to a model that was built on the meta device."""
@@ -205,7 +244,43 @@ class SwinTransformerV2(BaseModule):
         self._position_windows = tuple(windows)
         for layer, window in zip(cast(Iterable[SwinStage], self.layers), windows):
             for block in cast(Iterable[SwinBlock], layer.blocks):
-                block.attn.cpb_mlp.retarget(window)
+                block.attn.position_mlp.retarget(window)
+
+    def update_resolution(
+        self, new_window_size: int | Sequence[Any], new_input_resolution: Any = None
+    ) -> None:
+        """Attend in windows of another size from now on: before, between or after steps of a training.
+
+        Parameters stay the same objects with the same values on the same device, so optimizers, frozen stages and modes
+        are untouched. The position bias keeps the unit of its coordinates, the window that the weights were trained
+        at until now, so they keep their meaning at the new one.
+
+        Args:
+            new_window_size: As `window_size`.
+            new_input_resolution: Height and width of the images to come, in pixels. Only kept as
+                `input_resolution`: windows are laid out anew for the size of every batch.
+
+        Raises:
+            TypeError: If an argument has the wrong type.
+            ValueError: If an argument is out of range.
+        """
+        windows = per_stage_windows(
+            new_window_size, len(self.arch.depths), 'new_window_size', minimum=1
+        )
+        resolution = None
+        if new_input_resolution is not None:
+            resolution = check_resolution(new_input_resolution, 'new_input_resolution')
+        if self.coordinates_have_unit and self.pretrained_window_sizes != 'auto':
+            # 0, the model's own window, meant the one until now.
+            self.pretrained_window_sizes = tuple(
+                (given[0] or own[0], given[1] or own[1])
+                for given, own in zip(self.pretrained_window_sizes, self.window_sizes)
+            )
+        for layer, window in zip(cast(Iterable[SwinStage], self.layers), windows):
+            for block in cast(Iterable[SwinBlock], layer.blocks):
+                block.resize(window)
+        self.window_sizes = tuple(windows)
+        self.input_resolution = resolution
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -213,7 +288,8 @@ class SwinTransformerV2(BaseModule):
         # Weights mean nothing without the unit of their coordinates: it travels with them, so that they run at any
         # window. No buffer, since nothing may cast it, average it or lose it on the meta device.
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + WINDOWS_KEY] = stored_windows(self._position_windows)
+        if self.coordinates_have_unit:
+            destination[prefix + WINDOWS_KEY] = stored_windows(self._position_windows)
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -5,12 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.models.layers.position_bias import ContinuousPositionBias
-from swinv2_mm.models.layers.window import WindowPartition
-from swinv2_mm.ops.window_attention import window_attention
+from swinv2_mm.models.layers.eval_cache import EvalCache
+from swinv2_mm.models.layers.linear import Linear
+from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, PositionBias
+from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.window_attention import WindowPartition, window_attention
+from swinv2_mm.ops.window_attention.fused import crop_table
+from swinv2_mm.ops.window_attention.reference import expand_bias
+
+# The paper keeps the temperature above 0.01, so the learned scale never exceeds 100.
+MAX_LOG_SCALE = math.log(1.0 / 0.01)
 
 
 class WindowAttention(nn.Module):
@@ -25,6 +31,7 @@ class WindowAttention(nn.Module):
         attn_drop: Dropout of attention weights.
         proj_drop: Dropout of the output.
         backend: See `swinv2_mm.ops.window_attention`.
+        sequential: Whether windows are attended one after the other, to hold the fewest scores at a time.
     """
 
     def __init__(
@@ -37,19 +44,38 @@ class WindowAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         backend: str = 'auto',
+        sequential: bool = False,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.backend = backend
+        self.sequential = sequential
         self.attn_drop = attn_drop
+        self.build_scores(dim, num_heads, window_size, pretrained_window_size, qkv_bias)
+        self.proj = Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self._tile_biases = EvalCache()
+        self.reset_parameters()
+
+    def build_scores(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: tuple[int, int],
+        pretrained_window_size: tuple[int, int],
+        qkv_bias: bool,
+    ) -> None:
+        """Create what `qkv_bias`, `scale` and `position_bias` read, and `self.qkv`; arguments as of the class."""
         self.logit_scale = nn.Parameter(torch.empty(num_heads, 1, 1))
         self.cpb_mlp = ContinuousPositionBias(window_size, pretrained_window_size, num_heads)
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = Linear(dim, 3 * dim, bias=False)
         self.q_bias = nn.Parameter(torch.empty(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.empty(dim)) if qkv_bias else None
-        self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
-        self.reset_parameters()
+
+    @property
+    def position_mlp(self) -> PositionBias:
+        """The module behind `position_bias`."""
+        return self.cpb_mlp
 
     def reset_parameters(self) -> None:
         """Start at inverse temperature 10 and without bias, as the official models do."""
@@ -57,6 +83,38 @@ class WindowAttention(nn.Module):
         if self.q_bias is not None and self.v_bias is not None:
             nn.init.zeros_(self.q_bias)
             nn.init.zeros_(self.v_bias)
+
+    def scale(self) -> Tensor:
+        """The inverse temperature, `(nH, 1, 1)` in fp32 at least."""
+        exact = torch.promote_types(self.logit_scale.dtype, torch.float32)
+        return self.logit_scale.to(exact).clamp(max=MAX_LOG_SCALE).exp()
+
+    def qkv_bias(self) -> Tensor | None:
+        """The bias of queries, keys and values, `(3 * C,)`; that of keys is zero."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+
+    def position_bias(self, window: tuple[int, int]) -> Tensor:
+        """Bias by offset between the tokens of a window, `(nH, 2 * Wh - 1, 2 * Ww - 1)` in fp32 at least."""
+        return self.position_mlp(window)
+
+    def tile_bias(self, window: tuple[int, int], part: tuple[int, int]) -> Tensor:
+        """The bias between all tokens of a window or a part of it, remembered for inference on a CPU.
+
+        Args:
+            window: Height and width of the window, as for `position_bias`.
+            part: Height and width of the part, no larger.
+
+        Returns:
+            `(nH, n, n)`, n tokens of the part, query before key.
+        """
+        source = self.position_mlp
+        return self._tile_biases.get(
+            (window, part),
+            (*source.parameters(), *source.buffers()),
+            lambda: expand_bias(crop_table(self.position_bias(window), part)).contiguous(),
+        )
 
     def forward(self, x: Tensor, partition: WindowPartition) -> Tensor:
         """Attend within the windows of a map.
@@ -68,21 +126,13 @@ class WindowAttention(nn.Module):
         Returns:
             `(B, H, W, C)`.
         """
-        windows = partition.split(x)  # (B * nW, N, C)
-        bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        qkv = F.linear(windows, self.qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = window_attention(
-            q,
-            k,
-            v,
-            self.logit_scale,
-            self.cpb_mlp(partition.window),
-            partition.regions(x.device),
+            linear(x, self.qkv.weight, self.qkv_bias()),
+            self.scale(),
+            self.position_bias(partition.window),
+            partition,
             dropout_p=self.attn_drop if self.training else 0.0,
             backend=self.backend,
+            sequential=self.sequential,
         )
-        out = self.proj_drop(self.proj(out.transpose(1, 2).flatten(2)))
-        return partition.join(out)
+        return self.proj_drop(self.proj(out))

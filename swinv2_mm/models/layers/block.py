@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.layers.attention import WindowAttention
+from swinv2_mm.models.layers.chunked import forward_chunked, runs_chunked
 from swinv2_mm.models.layers.drop_path import DropPath
+from swinv2_mm.models.layers.linear import Linear
 from swinv2_mm.models.layers.patch import PatchMerging
-from swinv2_mm.models.layers.window import WindowPartition
+from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.window_attention import WindowPartition
 
 
 class MLP(nn.Sequential):
@@ -19,11 +23,18 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.add_module('fc1', nn.Linear(dim, hidden_dim))
+        self.add_module('fc1', Linear(dim, hidden_dim))
         self.add_module('act', nn.GELU())
         self.add_module('drop1', nn.Dropout(drop))
-        self.add_module('fc2', nn.Linear(hidden_dim, dim))
+        self.add_module('fc2', Linear(hidden_dim, dim))
         self.add_module('drop2', nn.Dropout(drop))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = cast(nn.Linear, self.fc1)
+        watched = first._forward_hooks or first._forward_pre_hooks or self.act._forward_hooks
+        if self.training or torch.is_grad_enabled() or type(first) is not Linear or watched:
+            return super().forward(x)
+        return self.fc2(linear(x, first.weight, first.bias, gelu=True))
 
 
 class SwinBlock(nn.Module):
@@ -42,7 +53,12 @@ class SwinBlock(nn.Module):
         drop_path: Probability of dropping a branch for a sample.
         extra_norm: Whether a LayerNorm on the main branch ends the block (huge and giant models).
         attn_backend: See `swinv2_mm.ops.window_attention`.
+        sequential: See `WindowAttention`.
+        attention: Class of the attention.
     """
+
+    # Whether what a window becomes depends on its own tokens alone.
+    windows_are_independent = True
 
     def __init__(
         self,
@@ -58,11 +74,13 @@ class SwinBlock(nn.Module):
         drop_path: float = 0.0,
         extra_norm: bool = False,
         attn_backend: str = 'auto',
+        sequential: bool = False,
+        attention: Callable[..., WindowAttention] = WindowAttention,
     ) -> None:
         super().__init__()
+        self.shifted = shifted
         self.window_size = window_size
-        self.shift = (window_size[0] // 2, window_size[1] // 2) if shifted else (0, 0)
-        self.attn = WindowAttention(
+        self.attn = attention(
             dim,
             num_heads,
             window_size,
@@ -71,6 +89,7 @@ class SwinBlock(nn.Module):
             attn_drop=attn_drop,
             proj_drop=drop,
             backend=attn_backend,
+            sequential=sequential,
         )
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio), drop)
@@ -78,10 +97,37 @@ class SwinBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim) if extra_norm else None
         self.drop_path = DropPath(drop_path)
 
+    @property
+    def shift(self) -> tuple[int, int]:
+        """Rows and columns by which the windows are moved."""
+        height, width = self.window_size
+        return (height // 2, width // 2) if self.shifted else (0, 0)
+
+    def resize(self, window_size: tuple[int, int]) -> None:
+        """Attend in windows of another size from now on, with the same weights."""
+        self.window_size = window_size
+        self.attn.position_mlp.resize(window_size)
+
+    def reset_branches(self, init_value: float | None = 0.0) -> None:
+        """Scale both branches by `init_value` at the start; `None` leaves their norms as they are.
+
+        A post-norm scaled by zero makes every block start as the identity: deep models stay stable.
+        """
+        if init_value is not None:
+            for norm in (self.norm1, self.norm2):
+                nn.init.constant_(norm.weight, init_value)
+                nn.init.zeros_(norm.bias)
+
+    def attention_input(self, x: Tensor) -> Tensor:
+        """What the attention sees of the block's input, both `(B, H, W, C)`."""
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to the same shape."""
         partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
-        x = x + self.drop_path(self.norm1(self.attn(x, partition)))
+        if runs_chunked(self, x):
+            return forward_chunked(self, x, partition)
+        x = x + self.drop_path(self.norm1(self.attn(self.attention_input(x), partition)))
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
@@ -96,6 +142,10 @@ class SwinStage(nn.Module):
         downsample: Whether a `PatchMerging` to twice the channels follows.
         extra_norm_every_n_blocks: Every how many blocks one ends with an extra norm; 0 for never.
         with_cp: Whether blocks recompute their activations in the backward pass instead of storing them.
+        merging: Class of the downsampling layer.
+        block: Class of the blocks.
+        ends_with_norm: Whether the last block ends with an extra norm in any case.
+        shift_windows: Whether the windows of every other block are shifted.
         **block_options: The remaining arguments of `SwinBlock`.
     """
 
@@ -107,22 +157,27 @@ class SwinStage(nn.Module):
         downsample: bool,
         extra_norm_every_n_blocks: int = 0,
         with_cp: bool = False,
+        merging: Callable[[int], nn.Module] = PatchMerging,
+        block: Callable[..., SwinBlock] = SwinBlock,
+        ends_with_norm: bool = False,
+        shift_windows: bool = True,
         **block_options: Any,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
         every = extra_norm_every_n_blocks
         self.blocks = nn.ModuleList(
-            SwinBlock(
+            block(
                 dim,
-                shifted=index % 2 == 1,
+                shifted=shift_windows and index % 2 == 1,
                 drop_path=drop_path[index],
-                extra_norm=every > 0 and (index + 1) % every == 0,
+                extra_norm=(every > 0 and (index + 1) % every == 0)
+                or (ends_with_norm and index == depth - 1),
                 **block_options,
             )
             for index in range(depth)
         )
-        self.downsample = PatchMerging(dim) if downsample else None
+        self.downsample = merging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks on `(B, H, W, C)`; the caller runs `downsample`, since heads want what comes before it."""

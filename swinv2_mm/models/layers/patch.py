@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_mm.models.layers.linear import Linear
+
 
 class PatchEmbed(nn.Module):
     """Embed patches of an image that do not overlap; an image that ends within a patch is padded with zeros.
@@ -43,14 +45,35 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(2 * dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
-        bottom, right = x.shape[1] % 2, x.shape[2] % 2
-        if bottom or right:
-            x = F.pad(x, (0, 0, 0, right, 0, bottom))
-        # The official order of the four: down the first column, then down the second.
-        parts = [x[:, row::2, col::2] for col in (0, 1) for row in (0, 1)]
-        return self.norm(self.reduction(torch.cat(parts, dim=-1)))
+        return self.norm(self.reduction(_join_neighbours(x)))
+
+
+class PreNormPatchMerging(nn.Module):
+    """`PatchMerging` with the norm before the reduction, as in SwinV1 and Christoph Reich's reimplementation.
+
+    Args:
+        dim: Channels C.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
+        return self.reduction(self.norm(_join_neighbours(x)))
+
+
+def _join_neighbours(x: Tensor) -> Tensor:
+    """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 4C)`; an odd side is padded with zeros."""
+    bottom, right = x.shape[1] % 2, x.shape[2] % 2
+    if bottom or right:
+        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    # The official order of the four: down the first column, then down the second.
+    return torch.cat([x[:, row::2, col::2] for col in (0, 1) for row in (0, 1)], dim=-1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -43,35 +45,52 @@ def log_spaced_coords(
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
 
 
-def _rebuild_after_load(module: ContinuousPositionBias, _: Any) -> None:
+def _rebuild_after_load(module: PositionBias, _: Any) -> None:
     # `load_state_dict(..., assign=True)` moves a model off the meta device without calling `_apply`.
     module.rebuild_derived()
 
 
-class ContinuousPositionBias(nn.Sequential):
+class PositionBias(nn.Sequential, ABC):
     """An MLP from relative coordinates to one bias per head.
 
-    The layers carry the official names (`0.weight`, `0.bias`, `2.weight`). The coordinate table is derived from the
-    window sizes, never saved, and made anew wherever the module goes.
+    The coordinate table is derived from the window sizes, never saved, and made anew wherever the module goes.
 
     Args:
+        layers: The MLP, by name; the first has the weight whose device and dtype the table follows.
         window: Height and width of the window, in tokens.
         pretrained_window: The same for the window the weights were trained with; `(0, 0)` for `window` itself.
-        num_heads: Number of attention heads.
     """
 
     coords: Tensor
 
     def __init__(
-        self, window: tuple[int, int], pretrained_window: tuple[int, int], num_heads: int
+        self,
+        layers: OrderedDict[str, nn.Module],
+        window: tuple[int, int],
+        pretrained_window: tuple[int, int] = (0, 0),
     ) -> None:
-        super().__init__(
-            nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_heads, bias=False)
-        )
+        super().__init__(layers)
         self.window = window
         self.pretrained_window = pretrained_window
         self.rebuild_derived()
         self.register_load_state_dict_post_hook(_rebuild_after_load)
+
+    @abstractmethod
+    def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """What the MLP is asked about: `(2 * Wh - 1, 2 * Ww - 1, 2)`, by row and column of query minus key."""
+
+    def squash(self, table: Tensor) -> Tensor:
+        """Bound what the MLP answers."""
+        return table
+
+    def resize(self, window: tuple[int, int]) -> None:
+        """Serve another window from now on; coordinates keep the unit they have."""
+        self.pretrained_window = (
+            self.pretrained_window[0] or self.window[0],
+            self.pretrained_window[1] or self.window[1],
+        )
+        self.window = window
+        self.rebuild_derived()
 
     def retarget(self, pretrained_window: tuple[int, int]) -> None:
         """Divide the coordinates by another window from now on: that of the weights just loaded."""
@@ -89,12 +108,9 @@ class ContinuousPositionBias(nn.Sequential):
         """
         weight = self._weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        table = log_spaced_coords(self.window, self.pretrained_window, weight.device, dtype)
-        self.register_buffer('coords', table, persistent=False)
+        self.register_buffer('coords', self.coordinates(weight.device, dtype), persistent=False)
 
-    def _apply(
-        self, fn: Callable[[Tensor], Tensor], recurse: bool = True
-    ) -> ContinuousPositionBias:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionBias:
         # `.to()`, `.half()` and `.to_empty()` come through here. Rebuilding keeps the table precise and, after
         # construction on the meta device, gives it values.
         super()._apply(fn, recurse)
@@ -102,13 +118,13 @@ class ContinuousPositionBias(nn.Sequential):
         return self
 
     def forward(self, window: tuple[int, int] | None = None) -> Tensor:
-        """Bias between all tokens of a window.
+        """Bias for every offset between two tokens of a window.
 
         Args:
             window: Height and width of a part of the configured window, for maps smaller than it; default all of it.
 
         Returns:
-            `(nH, N, N)` in fp32 (fp64 for weights in fp64), query before key.
+            `(nH, 2 * Wh - 1, 2 * Ww - 1)` in fp32 (fp64 for weights in fp64), by row and column of query minus key.
         """
         height, width = window or self.window
         top, left = self.window[0] - height, self.window[1] - width
@@ -117,9 +133,64 @@ class ContinuousPositionBias(nn.Sequential):
             table: Any = coords.to(self._weight.dtype)
             for layer in self:
                 table = layer(table)
-            table = table.to(self.coords.dtype)
-            table = (MAX_BIAS * table.sigmoid()).permute(2, 0, 1)  # (nH, 2h - 1, 2w - 1)
-        # table[i - j + h - 1] for a query at i and a key at j: sliding windows over the table list i + j', and
-        # flipping turns j' = h - 1 - j into j. No index of N x N entries has to exist.
-        pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(-2, -1)
-        return pairs.reshape(-1, height * width, height * width)
+            return self.squash(table.to(self.coords.dtype)).permute(2, 0, 1)
+
+
+class ContinuousPositionBias(PositionBias):
+    """The official form: coordinates in units of the training window, the bias squashed to (0, 16).
+
+    The layers carry the official names (`0.weight`, `0.bias`, `2.weight`).
+
+    Args:
+        window: Height and width of the window, in tokens.
+        pretrained_window: The same for the window the weights were trained with; `(0, 0)` for `window` itself.
+        num_heads: Number of attention heads.
+    """
+
+    def __init__(
+        self, window: tuple[int, int], pretrained_window: tuple[int, int], num_heads: int
+    ) -> None:
+        layers = (nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_heads, False))
+        named = OrderedDict((str(index), layer) for index, layer in enumerate(layers))
+        super().__init__(named, window, pretrained_window)
+
+    def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """See `log_spaced_coords`."""
+        return log_spaced_coords(self.window, self.pretrained_window, device, dtype)
+
+    def squash(self, table: Tensor) -> Tensor:
+        """Squash the bias to (0, 16)."""
+        return MAX_BIAS * table.sigmoid()
+
+
+class SignedLogPositionBias(PositionBias):
+    """The form of Christoph Reich's reimplementation: sign(d) log(1 + |d|) of offsets d in tokens, and no bound.
+
+    The coordinates have no unit that belongs to a window, so weights mean the same at every window. The layers carry
+    timm's names (`fc1`, `fc2`).
+
+    Args:
+        window: Height and width of the window, in tokens.
+        num_heads: Number of attention heads.
+        hidden_dims: Width of the hidden layer.
+        drop: Dropout of the hidden layer.
+    """
+
+    def __init__(
+        self, window: tuple[int, int], num_heads: int, hidden_dims: int, drop: float = 0.0
+    ) -> None:
+        layers: OrderedDict[str, nn.Module] = OrderedDict(
+            fc1=nn.Linear(2, hidden_dims),
+            act=nn.ReLU(inplace=True),
+            drop=nn.Dropout(drop),
+            fc2=nn.Linear(hidden_dims, num_heads),
+        )
+        super().__init__(layers, window)
+
+    def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Signed logarithms of the offsets."""
+        axes = []
+        for extent in self.window:
+            offset = torch.arange(1 - extent, extent, dtype=dtype, device=device)
+            axes.append(offset.sign() * offset.abs().log1p())
+        return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)

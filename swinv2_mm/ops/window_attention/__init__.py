@@ -3,7 +3,16 @@
 from swinv2_mm.ops.window_attention.dispatch import (
     available_backends,
     check_backend,
+    choose_backend,
     window_attention,
 )
+from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
 
-__all__ = ['available_backends', 'check_backend', 'window_attention']
+__all__ = [
+    'Tile',
+    'WindowPartition',
+    'available_backends',
+    'check_backend',
+    'choose_backend',
+    'window_attention',
+]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
 
+from swinv2_mm.ops.window_attention.fused import fused_window_attention
+from swinv2_mm.ops.window_attention.partition import WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
+from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention, why_not_triton
 
-_BACKENDS: dict[str, Callable[..., Tensor]] = {'reference': reference_window_attention}
+_NAMES = ('auto', 'reference', 'fused', 'triton')
 
 
 def available_backends() -> tuple[str, ...]:
     """Names that `backend=` accepts, `'auto'` first."""
-    return ('auto', *_BACKENDS)
+    return _NAMES
 
 
 def check_backend(name: str) -> str:
@@ -22,43 +24,92 @@ def check_backend(name: str) -> str:
     Raises:
         ValueError: If it does not; the message lists the names that do.
     """
-    if name not in available_backends():
+    if name not in _NAMES:
+        raise ValueError(f'unknown attention backend {name!r}: choose one of {", ".join(_NAMES)}')
+    return name
+
+
+def choose_backend(
+    name: str,
+    device: torch.device,
+    dropout_p: float = 0.0,
+    head_dim: int = 32,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """The backend that runs: `name`, or for `'auto'` the fastest that can.
+
+    Args:
+        name: One of `available_backends()`.
+        device: Where the tensors are.
+        dropout_p: Dropout of attention weights.
+        head_dim: Channels of a head.
+        dtype: That of queries, keys and values.
+
+    Raises:
+        ValueError: If `name` is unknown, or cannot run; the message says why.
+    """
+    check_backend(name)
+    if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
+        return 'reference'  # plain operators, every one of which ONNX and TorchScript know
+    if name == 'auto':
+        if dropout_p:
+            return 'reference'
+        on_gpu = device.type == 'cuda'
+        return 'triton' if on_gpu and why_not_triton(device, head_dim, dtype) is None else 'fused'
+    if name in ('fused', 'triton') and dropout_p:
         raise ValueError(
-            f'unknown attention backend {name!r}: choose one of {", ".join(available_backends())}'
+            f"attention backend '{name}' cannot drop attention weights, and dropout_p is {dropout_p}: set "
+            "attn_drop_rate=0, or attn_backend='auto' or 'reference'"
+        )
+    reason = why_not_triton(device, head_dim, dtype) if name == 'triton' else None
+    if reason is not None:
+        raise ValueError(
+            f"attention backend 'triton' cannot run here, because {reason}; attn_backend='auto' takes the fastest "
+            'backend that can'
         )
     return name
 
 
 def window_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    logit_scale: Tensor,
-    bias: Tensor,
-    regions: Tensor | None = None,
+    qkv: Tensor,
+    scale: Tensor,
+    bias_table: Tensor,
+    partition: WindowPartition,
     *,
     dropout_p: float = 0.0,
     backend: str = 'auto',
+    sequential: bool = False,
 ) -> Tensor:
-    """Scaled cosine attention with relative position bias (SwinV2 paper, equation 2).
+    """Scaled cosine attention with relative position bias (SwinV2 paper, equation 2) inside the windows of a map.
 
-    Shapes: B batch, nW windows per image, N tokens of a window, nH heads, D channels of a head.
+    Shapes: B batch, H x W tokens of the map, nH heads, D channels of a head.
 
     Args:
-        q, k, v: `(B * nW, nH, N, D)`; not normalised, the windows of one image beside one another.
-        logit_scale: `(nH, 1, 1)`, the logarithm of the inverse temperature as the model stores it.
-        bias: `(nH, N, N)`, added to the logits of every window.
-        regions: `(nW, N)` integer labels; a token attends to the tokens of its own label only.
-            `None`: every token of a window attends to all others.
+        qkv: `(B, H, W, 3 * nH * D)`: queries, keys and values beside one another, not normalised.
+        scale: `(nH, 1, 1)`, the inverse temperature that multiplies the cosines.
+        bias_table: `(nH, 2 * Wh - 1, 2 * Ww - 1)` for windows of Wh x Ww tokens: what is added to the logits, by the
+            row and column offset of query minus key.
+        partition: How the map is cut into windows.
         dropout_p: Probability with which an attention weight is dropped.
         backend: One of `available_backends()`. Every backend equals `'reference'`.
+        sequential: Whether windows are attended one after the other: the least memory, and the slowest. `'triton'`
+            stores no scores anyway.
 
     Returns:
-        `(B * nW, nH, N, D)` in the dtype of `v`.
+        `(B, H, W, nH * D)` in the dtype of `qkv`.
 
     Raises:
-        ValueError: If `backend` is unknown.
+        ValueError: If `backend` is unknown or cannot run here.
     """
-    name = check_backend(backend)
-    run = _BACKENDS['reference' if name == 'auto' else name]
-    return run(q, k, v, logit_scale, bias, regions, dropout_p)
+    head_dim = qkv.shape[3] // (3 * bias_table.shape[0])
+    chosen = choose_backend(backend, qkv.device, dropout_p, head_dim, qkv.dtype)
+    if chosen == 'triton':
+        return triton_window_attention(qkv, scale, bias_table, partition)
+    if chosen == 'fused':
+        return fused_window_attention(qkv, scale, bias_table, partition, sequential)
+    if sequential and (dropout_p or backend == 'reference'):
+        raise ValueError(
+            f"sequential attention needs the backend 'fused', and {backend!r} with dropout_p={dropout_p} is "
+            f"{chosen!r}, which keeps the scores of all windows: set attn_drop_rate=0 and attn_backend='auto'"
+        )
+    return reference_window_attention(qkv, scale, bias_table, partition, dropout_p)

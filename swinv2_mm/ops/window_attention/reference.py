@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The paper keeps the temperature above 0.01, so the learned scale never exceeds 100.
-MAX_LOG_SCALE = math.log(1.0 / 0.01)
+from swinv2_mm.ops.window_attention.partition import WindowPartition
+
 # A vector shorter than this has no direction worth a gradient.
 MIN_NORM = 1e-6
 
@@ -33,27 +33,68 @@ def normalize(x: Tensor) -> Tensor:
     return x * inverse.where(squared > MIN_NORM**2, torch.zeros_like(inverse))
 
 
-def reference_window_attention(
+def expand_bias(table: Tensor) -> Tensor:
+    """From a bias for every offset to one for every pair of tokens of a window.
+
+    Args:
+        table: `(nH, 2 * Wh - 1, 2 * Ww - 1)`, by the row and column offset of query minus key.
+
+    Returns:
+        `(nH, N, N)`, N = Wh * Ww, query before key.
+    """
+    height, width = ((extent + 1) // 2 for extent in table.shape[1:])
+    # table[i - j + h - 1] for a query at i and a key at j: sliding windows over the table list i + j', and
+    # flipping turns j' = h - 1 - j into j. No index of N x N entries has to exist.
+    pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(-2, -1)
+    return pairs.reshape(-1, height * width, height * width)
+
+
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    logit_scale: Tensor,
+    scale: Tensor,
     bias: Tensor,
     regions: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """See `window_attention`. Logits and softmax are in fp32 whatever the dtype of the inputs."""
-    dtype = v.dtype
-    with torch.autocast(device_type=q.device.type, enabled=False):
-        scale = logit_scale.to(bias.dtype).clamp(max=MAX_LOG_SCALE).exp()
-        logits = normalize(q) @ normalize(k).transpose(-2, -1)
-        logits = logits * scale + bias
-        if regions is not None:
-            num_windows = regions.shape[0]
-            apart = regions[:, :, None] != regions[:, None, :]  # (nW, N, N)
-            logits = logits.unflatten(0, (-1, num_windows))
-            # Minus infinity, not the customary -100: scores span 200, so -100 would let masked tokens through.
-            logits = logits.masked_fill(apart[None, :, None], -math.inf)
-            logits = logits.flatten(0, 1)
-        weights = F.dropout(logits.softmax(dim=-1), dropout_p, training=dropout_p > 0)
-        return weights.to(dtype) @ v
+    """Attention inside windows that are cut already. Logits and softmax are in fp32 whatever the dtype of the inputs.
+
+    Args:
+        q, k, v: `(B * nW, nH, N, D)`; not normalised, the windows of one image beside one another.
+        scale: `(nH, 1, 1)`, multiplies the cosines.
+        bias: `(nH, N, N)`, added to the logits of every window.
+        regions: `(nW, N)` integer labels; a token attends to the tokens of its own label only.
+            `None`: every token of a window attends to all others.
+        dropout_p: Probability with which an attention weight is dropped.
+
+    Returns:
+        `(B * nW, nH, N, D)` in the dtype of `v`.
+    """
+    logits = normalize(q) @ normalize(k).transpose(-2, -1)
+    logits = logits * scale.to(logits.dtype) + bias.to(logits.dtype)
+    if regions is not None:
+        num_windows = regions.shape[0]
+        apart = regions[:, :, None] != regions[:, None, :]  # (nW, N, N)
+        logits = logits.unflatten(0, (-1, num_windows))
+        # Minus infinity, not the customary -100: scores span 200, so -100 would let masked tokens through.
+        logits = logits.masked_fill(apart[None, :, None], -math.inf)
+        logits = logits.flatten(0, 1)
+    weights = F.dropout(logits.softmax(dim=-1), dropout_p, training=dropout_p > 0)
+    return weights.to(v.dtype) @ v
+
+
+def reference_window_attention(
+    qkv: Tensor,
+    scale: Tensor,
+    bias_table: Tensor,
+    partition: WindowPartition,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """See `window_attention`: pad, shift, cut, attend under a mask, and put back."""
+    with torch.autocast(device_type=qkv.device.type, enabled=False):
+        windows = partition.split(qkv).unflatten(-1, (3, len(bias_table), -1))
+        q, k, v = windows.permute(2, 0, 3, 1, 4)  # (B * nW, nH, N, D) each
+        bias, regions = expand_bias(bias_table), partition.regions(qkv.device)
+        out = attend(q, k, v, scale, bias, regions, dropout_p)
+        return partition.join(out.transpose(1, 2).flatten(2))

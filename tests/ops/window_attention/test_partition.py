@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swinv2_mm.models.layers import WindowPartition
+from swinv2_mm.ops.window_attention import WindowPartition
 
 CASES = [
     # size, window, shift
@@ -67,3 +67,43 @@ def test_a_map_within_one_window_shrinks_it_and_never_shifts():
 
 def test_no_labels_where_every_window_is_whole():
     assert WindowPartition.fit((16, 8), (8, 8), (0, 0)).regions() is None
+
+
+@pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
+@pytest.mark.parametrize('most', [1, 3, 100])
+def test_tiles_are_the_windows_that_the_labels_describe(size, window, shift, most):
+    partition = WindowPartition.fit(size, window, shift)
+    tokens = torch.arange(2 * size[0] * size[1]).view(2, *size, 1)
+    windows, regions = partition.split(tokens + 1), partition.regions()
+    labels = torch.zeros(windows.shape[:2]) if regions is None else regions.repeat(2, 1)
+    masked = set()
+    for members, label in zip(windows[..., 0].tolist(), labels.tolist()):
+        for one in set(label) - {-1}:
+            masked.add(frozenset(m - 1 for m, other in zip(members, label) if other == one))
+    chunks = [chunk for tile in partition.tiles() for chunk in tile.chunks(2, most)]
+    cut = [chunk.cut(tokens) for chunk in chunks]
+    assert {frozenset(row) for piece in cut for row in piece[..., 0].tolist()} == masked
+    assert sum(piece.numel() for piece in cut) == tokens.numel()
+    assert len(partition.tiles()) <= 9
+    assert all(len(piece) <= most for piece in cut)
+    out = torch.empty_like(tokens)
+    for chunk, piece in zip(chunks, cut):
+        chunk.put(piece, out)
+    assert torch.equal(out, tokens)
+
+
+@pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
+@pytest.mark.parametrize('most', [1, 30, 60, 1000])
+def test_bands_hold_every_window_once(size, window, shift, most):
+    partition = WindowPartition.fit(size, window, shift)
+    tokens = torch.arange(3 * size[0] * size[1]).view(3, *size, 1)
+    windows = [piece for tile in partition.tiles() for piece in tile.cut(tokens)[..., 0].tolist()]
+    found = []
+    for band in partition.bands(3, most):
+        part = tokens[band.images, band.rows]
+        rows_of_windows = {row for tile in band.tiles for row in range(tile.rows.count)}
+        assert part.numel() <= most or len(part) == 1
+        assert part.numel() <= most or len(rows_of_windows) == 1
+        for tile in band.tiles:
+            found += tile.cut(part)[..., 0].tolist()
+    assert sorted(found) == sorted(windows)

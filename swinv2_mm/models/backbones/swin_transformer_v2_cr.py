@@ -1,0 +1,102 @@
+"""The backbone of Christoph Reich's reimplementation of SwinV2, which timm continues as `swinv2_cr_*`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+from swinv2_mm.models.backbones.arch import ARCHS_CR, Arch
+from swinv2_mm.models.backbones.swin_transformer_v2 import SwinTransformerV2
+from swinv2_mm.models.layers import TEMPERATURES, PreNormPatchMerging, WindowAttentionCR
+from swinv2_mm.registry import register_everywhere
+
+_STAGE_NORMS = ('none', 'last', 'all')
+
+
+@register_everywhere
+class SwinTransformerV2CR(SwinTransformerV2):
+    """SwinV2 as ChristophReich1996/Swin-Transformer-V2 and timm's `swinv2_cr_*` understood the paper.
+
+    Different from `SwinTransformerV2`: the position bias is an unbounded function of the signed logarithm of offsets in
+    tokens, so weights have no window of their own; queries, keys and values all have a bias; patches are normalised
+    before they are merged. Blocks, windows, padding and all other options are shared. The defaults are timm's:
+
+    | weights | options |
+    | --- | --- |
+    | timm `swinv2_cr_*` | `window_size=7` (of `_224`) |
+    | timm `swinv2_cr_*_ns_*` | the same, `stage_norms='all'` |
+    | the original repository | `temperature='tau', meta_hidden_dims=256, stage_norms='none', init_values=None` |
+
+    Args:
+        arch: As of `SwinTransformerV2`; `'giant'` has two blocks in the last stage here, not four.
+        temperature: Parameter behind the attention's temperature: `'logit_scale'`, the logarithm of its inverse (timm),
+            or `'tau'`, the temperature itself (the original repository).
+        meta_hidden_dims: Width of the MLP behind the position bias.
+        meta_drop_rate: Dropout in that MLP; timm trains with 0.125.
+        stage_norms: Which stages end with a norm of their own: `'none'`, `'last'`, or `'all'`.
+        init_values: At which value the norms that end the residual branches start; `None` for 1.
+        shift_windows: Whether the windows of every other block are shifted.
+        **options: The remaining arguments of `SwinTransformerV2` but `pretrained_window_sizes`.
+
+    Raises:
+        TypeError: If an option has the wrong type or does not exist.
+        ValueError: If an option is out of range or contradicts another.
+    """
+
+    checkpoint_family: ClassVar[str] = 'cr'
+    archs: ClassVar[Mapping[str, Arch]] = ARCHS_CR
+    coordinates_have_unit: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        arch: str | Mapping[str, Any] = 'tiny',
+        *,
+        temperature: str = 'logit_scale',
+        meta_hidden_dims: int = 384,
+        meta_drop_rate: float = 0.0,
+        stage_norms: str = 'last',
+        init_values: float | None = 0.0,
+        shift_windows: bool = True,
+        **options: Any,
+    ) -> None:
+        if 'pretrained_window_sizes' in options:
+            raise TypeError(
+                'SwinTransformerV2CR has no pretrained_window_sizes: its position bias counts in tokens, so its '
+                'weights mean the same at every window; leave it out'
+            )
+        for name, value, choices in (
+            ('temperature', temperature, TEMPERATURES),
+            ('stage_norms', stage_norms, _STAGE_NORMS),
+        ):
+            if value not in choices:
+                raise ValueError(f'{name} is {value!r}: expected one of {", ".join(choices)}')
+        if not isinstance(meta_hidden_dims, int) or meta_hidden_dims < 1:
+            raise ValueError(f'meta_hidden_dims is {meta_hidden_dims!r}: expected an integer >= 1')
+        if not 0.0 <= meta_drop_rate < 1.0:
+            raise ValueError(
+                f'meta_drop_rate is {meta_drop_rate!r}: expected a probability in [0, 1)'
+            )
+        # The constructor of the base class asks for these.
+        self.temperature = temperature
+        self.meta_hidden_dims = meta_hidden_dims
+        self.meta_drop_rate = meta_drop_rate
+        self.stage_norms = stage_norms
+        self.init_values = init_values
+        self.shift_windows = shift_windows
+        super().__init__(arch, pretrained_window_sizes=0, **options)
+
+    def stage_options(self, stage: int) -> dict[str, Any]:
+        """See `SwinTransformerV2.stage_options`."""
+        is_last = stage == len(self.arch.depths) - 1
+        return dict(
+            attention=partial(
+                WindowAttentionCR,
+                temperature=self.temperature,
+                meta_hidden_dims=self.meta_hidden_dims,
+                meta_drop=self.meta_drop_rate,
+            ),
+            merging=PreNormPatchMerging,
+            ends_with_norm=self.stage_norms == 'all' or (self.stage_norms == 'last' and is_last),
+            shift_windows=self.shift_windows,
+        )

@@ -1,0 +1,65 @@
+"""Inference of a whole block on a few rows of windows at a time, so that everything between two maps stays in the cache.
+
+Norms, residuals and MLPs treat each token alone, so windows are independent of one another through a whole block. Beside
+speed this bounds memory: of what a block computes, only one chunk exists at a time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.window_attention import WindowPartition, choose_backend
+from swinv2_mm.ops.window_attention.fused import attend_window
+
+if TYPE_CHECKING:
+    from swinv2_mm.models.layers.block import SwinBlock
+
+# Tokens of a chunk, where windows are not larger. From 1024 to 8192 it hardly matters; below, matrix products get too
+# small.
+CHUNK_TOKENS = 4096
+
+
+def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
+    """Whether `forward_chunked` may stand in for the block: inference on a CPU that nobody watches."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and block.windows_are_independent
+        and x.device.type == 'cpu'
+        and not torch.jit.is_tracing()
+        and choose_backend(block.attn.backend, x.device) == 'fused'
+        and not any(
+            part.training or part._forward_hooks or part._forward_pre_hooks
+            for part in block.modules()
+        )
+    )
+
+
+def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> Tensor:
+    """Map `(B, H, W, C)` to the same shape, as the block does.
+
+    Args:
+        block: In eval mode.
+        x: Its input.
+        partition: How its attention cuts the map.
+    """
+    attn, out = block.attn, torch.empty_like(x)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale, qkv_bias = attn.scale().to(exact), attn.qkv_bias()
+    for band in partition.bands(len(x), CHUNK_TOKENS):
+        place = (band.images, band.rows)
+        qkv = linear(x[place], attn.qkv.weight, qkv_bias)
+        attended = x.new_empty(*qkv.shape[:3], x.shape[3])
+        for tile in band.tiles:
+            bias = attn.tile_bias(partition.window, tile.window).to(exact)
+            for part in tile.chunks(len(qkv), 1) if attn.sequential else (tile,):
+                with torch.autocast('cpu', enabled=False):
+                    part.put(attend_window(part.cut(qkv).to(exact), scale, bias), attended)
+        tokens = x[place] + block.norm1(attn.proj(attended))
+        tokens += block.norm2(block.mlp(tokens))
+        out[place] = tokens if block.norm3 is None else block.norm3(tokens)
+    return out

@@ -1,0 +1,101 @@
+"""Seeing where deformable blocks look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from swinv2_mm.models.layers import DeformableSwinBlock
+
+
+def last_offsets(model: nn.Module) -> dict[str, Tensor]:
+    """The offsets of all deformable blocks of a model in its last forward pass.
+
+    Args:
+        model: A backbone, or any model that contains one.
+
+    Returns:
+        By name of the block, `(B, nH, H, W, 2)` in tokens of its stage, x before y.
+
+    Raises:
+        ValueError: If the model has no deformable block, or has seen no image yet.
+    """
+    blocks = {
+        name: block
+        for name, block in model.named_modules()
+        if isinstance(block, DeformableSwinBlock)
+    }
+    if not blocks:
+        raise ValueError(
+            f'{type(model).__name__} has no deformable block: build the backbone with use_deformable_block=True'
+        )
+    offsets = {name: block.offsets for name, block in blocks.items() if block.offsets is not None}
+    if not offsets:
+        raise ValueError('no offsets yet: run an image through the model first')
+    return offsets
+
+
+def draw_offsets(
+    image: np.ndarray,
+    offsets: Tensor,
+    head: int | None = None,
+    max_arrows: int = 24,
+    color: Any = 'yellow',
+) -> np.ndarray:
+    """Draw offsets on an image, as arrows from each token to where it is read instead.
+
+    Args:
+        image: `(H, W, 3)`, RGB, 0 to 255: the image that went in, without what a batch adds at its sides.
+        offsets: `(nH, h, w, 2)`, of one image out of what `last_offsets` returns.
+        head: Which head; default: the mean of all.
+        max_arrows: Arrows along the longer side of the map at most; of more tokens, every second, third, ... is drawn.
+        color: Colour of the arrows, as matplotlib names it.
+
+    Returns:
+        `(H, W, 3)`, RGB, 0 to 255.
+
+    Raises:
+        ValueError: If a shape is another, or there is no such head.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f'expected an RGB image (H, W, 3), got {image.shape}')
+    if offsets.dim() != 4 or offsets.shape[-1] != 2:
+        raise ValueError(
+            f'expected the offsets of one image (nH, h, w, 2), got {tuple(offsets.shape)}: choose one of the batch, '
+            'offsets[0]'
+        )
+    if head is not None and head not in range(len(offsets)):
+        raise ValueError(
+            f'head is {head!r}: expected 0 to {len(offsets) - 1}, or None for the mean'
+        )
+    moves = (offsets.mean(0) if head is None else offsets[head]).detach().cpu().double().numpy()
+    (height, width), (rows, cols) = image.shape[:2], moves.shape[:2]
+    every = -(-max(rows, cols) // max_arrows)
+    row, col = np.mgrid[every // 2 : rows : every, every // 2 : cols : every]
+    scale = np.array([width / cols, height / rows])  # pixels of a token, x before y
+    arrows = moves[row, col] * scale
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, extent=(0, width, height, 0), interpolation='nearest')
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis('off')
+    axes.quiver(
+        (col + 0.5) * scale[0],
+        (row + 0.5) * scale[1],
+        arrows[..., 0],
+        arrows[..., 1],
+        angles='xy',
+        scale_units='xy',
+        scale=1,
+        units='dots',
+        width=1.5,
+        color=color,
+    )
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()

@@ -1,0 +1,198 @@
+"""Attention without masks, padding or stored scores, on torch's own kernels.
+
+A shifted, padded window under a mask is a set of smaller windows that know nothing of one another
+(`WindowPartition.tiles`). Taken one by one they need no shift, no padding and no mask, and the work on masked scores is
+saved. They are taken in chunks that fit the cache; the backward pass computes the scores of a chunk once more instead
+of keeping them, so that memory does not grow with windows x N x N.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
+from swinv2_mm.ops.window_attention.reference import MIN_NORM, expand_bias
+
+# Bytes of scores that a chunk may hold on the CPU: a few times that should stay in its cache.
+CHUNK_BYTES = 2**21
+# On a GPU a chunk should rather fill the device.
+CHUNK_BYTES_GPU = 2**28
+
+
+def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
+    """The biases of a smaller window: the middle of the table, a view `(nH, 2 * h - 1, 2 * w - 1)`."""
+    top, left = (
+        (extent + 1) // 2 - side for extent, side in zip(table.shape[1:], window)
+    )
+    return table[:, top : top + 2 * window[0] - 1, left : left + 2 * window[1] - 1]
+
+
+def inverse_norms(x: Tensor) -> Tensor:
+    """One over the length of the vectors of the last axis, 0 where `reference.normalize` gives 0; `(..., 1)`."""
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norms.clamp_min(MIN_NORM).reciprocal_().masked_fill_(norms <= MIN_NORM, 0)
+
+
+def attend_window(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Attention inside windows that are cut already; overwrites `qkv`.
+
+    Args:
+        qkv: `(n, N, 3 * nH * D)` in fp32 or fp64.
+        scale: `(nH, 1, 1)`.
+        bias: `(nH, N, N)`, in the dtype of `qkv`.
+
+    Returns:
+        `(n, N, nH * D)`.
+    """
+    q, k, v = qkv.unflatten(-1, (3, bias.shape[0], -1)).unbind(2)  # (n, N, nH, D) each
+    q.mul_(inverse_norms(q) * scale.view(-1, 1))
+    k.mul_(inverse_norms(k))
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
+    return out.transpose(1, 2).flatten(2)
+
+
+def windows_per_chunk(
+    heads: int, tile: Tile, device: torch.device, item: int, sequential: bool = False
+) -> int:
+    """How many windows of a tile make a chunk."""
+    if sequential:
+        return 1
+    if torch.compiler.is_compiling():
+        return 2**31  # the compiler has its own way of cutting loops, and would unroll these
+    tokens = tile.window[0] * tile.window[1]
+    budget = CHUNK_BYTES if device.type == 'cpu' else CHUNK_BYTES_GPU
+    return max(1, budget // (heads * tokens * tokens * item))
+
+
+def _forward(
+    qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, sequential: bool
+) -> Tensor:
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    scale, table = scale.to(exact), table.to(exact)
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    for tile in partition.tiles():
+        bias = expand_bias(crop_table(table, tile.window))
+        most = windows_per_chunk(len(table), tile, qkv.device, exact.itemsize, sequential)
+        for chunk in tile.chunks(len(qkv), most):
+            chunk.put(attend_window(chunk.cut(qkv).to(exact), scale, bias), out)
+    return out
+
+
+def _heads_first(windows: Tensor, parts: int, heads: int) -> Tensor:
+    """From `Tile.view`, `(B, rows, cols, h, w, parts * nH * D)`, to a view `(parts, B, rows, cols, nH, h, w, D)`."""
+    return windows.unflatten(-1, (parts, heads, -1)).permute(5, 0, 1, 2, 6, 3, 4, 7)
+
+
+def _backward_of_chunk(
+    qkv: Tensor, grad: Tensor, scale: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward pass of `attend_window`.
+
+    Args:
+        qkv: `(3, n, nH, N, D)`.
+        grad: Gradient of the output, `(n, nH, N, D)`.
+        scale: `(nH, 1, 1)`.
+        bias: `(nH, N, N)`.
+
+    Returns:
+        The gradients of `qkv`, of scale `(nH,)` and of `bias`.
+    """
+    count, heads, tokens, _ = grad.shape
+    inverse = inverse_norms(qkv[:2])
+    units = qkv[:2] * inverse
+    q, k, v = (x.flatten(0, 1) for x in (units[0] * scale, units[1], qkv[2]))
+    grad = grad.flatten(0, 1)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    scores.view(count, heads, tokens, tokens).add_(bias)
+    weights = torch.softmax(scores, dim=-1)
+    of_weights = torch.bmm(grad, v.transpose(1, 2), out=scores)
+    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    grads = torch.empty_like(qkv)
+    torch.bmm(of_scores, k, out=grads[0].view(q.shape))
+    torch.bmm(of_scores.transpose(1, 2), q, out=grads[1].view(q.shape))
+    torch.bmm(weights.transpose(1, 2), grad, out=grads[2].view(q.shape))
+    # Through the normalisation: what is parallel to the unit vector cannot change its direction.
+    parallel = (grads[:2] * units).sum(-1, keepdim=True)
+    grad_scale = parallel[0].sum((0, 2, 3))
+    grads[:2].sub_(units.mul_(parallel)).mul_(inverse)
+    grads[0].mul_(scale)
+    of_scores = of_scores.view(count, heads, tokens, tokens)
+    return grads, grad_scale, of_scores[0] if count == 1 else of_scores.sum(0)
+
+
+class _FusedWindowAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        scale: Tensor,
+        table: Tensor,
+        partition: WindowPartition,
+        sequential: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, scale, table)
+        ctx.partition, ctx.sequential = partition, sequential
+        return _forward(qkv, scale, table, partition, sequential)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        qkv, scale, table = ctx.saved_tensors
+        exact = torch.promote_types(qkv.dtype, torch.float32)
+        with torch.autocast(qkv.device.type, enabled=False):
+            exact_scale, exact_table = scale.to(exact), table.to(exact)
+            grad_qkv = torch.empty_like(qkv)
+            grad_scale = exact_scale.new_zeros(len(table))
+            grad_table = torch.zeros_like(exact_table)
+            for tile in ctx.partition.tiles():
+                tokens = tile.window[0] * tile.window[1]
+                with torch.enable_grad():
+                    part = crop_table(exact_table, tile.window).detach().requires_grad_()
+                    expanded = expand_bias(part)
+                bias = expanded.detach()
+                grad_bias = torch.zeros_like(bias)
+                # Two arrays of scores live at once here, in the forward pass hardly one.
+                most = windows_per_chunk(
+                    len(table), tile, qkv.device, 2 * exact.itemsize, ctx.sequential
+                )
+                for chunk in tile.chunks(len(qkv), most):
+                    source = _heads_first(chunk.view(qkv), 3, len(table))
+                    of_out = _heads_first(chunk.view(grad), 1, len(table))
+                    shape = (-1, len(table), tokens, source.shape[-1])
+                    # One copy brings heads before tokens, so that every product is a batched matrix product.
+                    grads, of_scale, of_bias = _backward_of_chunk(
+                        source.to(exact).contiguous().view(3, *shape),
+                        of_out.to(exact).contiguous().view(shape),
+                        exact_scale,
+                        bias,
+                    )
+                    _heads_first(chunk.view(grad_qkv), 3, len(table)).copy_(
+                        grads.view(source.shape)
+                    )
+                    grad_scale += of_scale
+                    grad_bias += of_bias
+                crop_table(grad_table, tile.window).add_(
+                    torch.autograd.grad(expanded, part, grad_bias)[0]
+                )
+        grad_scale = grad_scale.view(scale.shape).to(scale.dtype)
+        return grad_qkv, grad_scale, grad_table.to(table.dtype), None, None
+
+
+def fused_window_attention(
+    qkv: Tensor,
+    scale: Tensor,
+    bias_table: Tensor,
+    partition: WindowPartition,
+    sequential: bool = False,
+) -> Tensor:
+    """See `window_attention`. Scores are in fp32 at least; a second derivative does not exist."""
+    with torch.autocast(qkv.device.type, enabled=False):
+        if not torch.is_grad_enabled():
+            return _forward(qkv, scale, bias_table, partition, sequential)
+        return _FusedWindowAttention.apply(qkv, scale, bias_table, partition, sequential)

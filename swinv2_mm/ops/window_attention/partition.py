@@ -1,0 +1,240 @@
+"""Cutting a feature map into windows, and what the cut means for attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """Windows of one length, side by side along an axis.
+
+    Attributes:
+        start: First token of the first window.
+        count: Number of windows.
+        length: Tokens in each.
+    """
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def tokens(self) -> slice:
+        """The tokens of all its windows."""
+        return slice(self.start, self.start + self.count * self.length)
+
+    def part(self, first: int, count: int) -> Run:
+        """The windows `first` to `first + count`, as far as there are as many."""
+        start = self.start + first * self.length
+        return Run(start, min(count, self.count - first), self.length)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of a map that windows of one size fill, for some images of the batch.
+
+    Attributes:
+        rows: The windows along the height.
+        cols: The windows along the width.
+        images: The images of the batch; `None` for all.
+    """
+
+    rows: Run
+    cols: Run
+    images: slice | None = None
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Height and width of the windows, in tokens."""
+        return self.rows.length, self.cols.length
+
+    def view(self, x: Tensor) -> Tensor:
+        """The windows in `(B, H, W, C)`, in their places: a view `(B, rows, cols, h, w, C)`."""
+        (height, width), images = self.window, self.images or slice(None)
+        place = x[images, self.rows.tokens, self.cols.tokens]
+        place = place.unflatten(1, (self.rows.count, height)).unflatten(3, (self.cols.count, width))
+        return place.transpose(2, 3)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """Copy the windows out of `(B, H, W, C)`: `(windows, N, C)`."""
+        # A clone, since the caller may overwrite it, and where a window is as wide as the map this could be a view.
+        windows = self.view(x).clone(memory_format=torch.contiguous_format)
+        return windows.view(-1, self.window[0] * self.window[1], x.shape[3])
+
+    def put(self, windows: Tensor, out: Tensor) -> None:
+        """Copy `(windows, N, C)` to their places in `out`, `(B, H, W, C)`."""
+        place = self.view(out)
+        place.copy_(windows.view(place.shape))
+
+    def chunks(self, images: int, most: int) -> Iterator[Tile]:
+        """Split into tiles of at most `most` windows, and at least one.
+
+        Args:
+            images: Images in the batch.
+            most: Number of windows.
+        """
+        per_image = self.rows.count * self.cols.count
+        batch = max(1, most // per_image)
+        down = max(1, most // self.cols.count)
+        across = min(most, self.cols.count)
+        for image in range(0, images, batch):
+            for row in range(0, self.rows.count, down):
+                for col in range(0, self.cols.count, across):
+                    yield Tile(
+                        self.rows.part(row, down),
+                        self.cols.part(col, across),
+                        slice(image, min(image + batch, images)),
+                    )
+
+
+@dataclass(frozen=True)
+class Band:
+    """Whole rows of windows across a map, for some images of the batch.
+
+    Attributes:
+        images: The images of the batch.
+        rows: Rows of tokens, from the first to before the last.
+        tiles: The windows, in `(images, rows, W)` cut out of the map.
+    """
+
+    images: slice
+    rows: slice
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True)
+class WindowPartition:
+    """The cut of a map of H x W tokens into windows.
+
+    The map is padded at the bottom and right to whole windows first and shifted cyclically afterwards. In this order
+    (the reverse of timm's) the border of the image stays where it is, and `regions` can keep real tokens
+    away from the padding and from what the shift brought to their side.
+
+    Attributes:
+        size: H and W of the map, in tokens.
+        window: Height and width of a window, in tokens; never larger than the map.
+        shift: Rows and columns by which the map moves up and left.
+    """
+
+    size: tuple[int, int]
+    window: tuple[int, int]
+    shift: tuple[int, int]
+
+    @classmethod
+    def fit(
+        cls, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+    ) -> WindowPartition:
+        """Fit windows to a map: along an axis where one window covers the map, it shrinks to it and never shifts."""
+        fits = [length <= extent for length, extent in zip(size, window)]
+        return cls(
+            size=size,
+            window=(size[0] if fits[0] else window[0], size[1] if fits[1] else window[1]),
+            shift=(0 if fits[0] else shift[0], 0 if fits[1] else shift[1]),
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of windows along height and width."""
+        return -(-self.size[0] // self.window[0]), -(-self.size[1] // self.window[1])
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Rows added at the bottom and columns added at the right."""
+        return (
+            self.grid[0] * self.window[0] - self.size[0],
+            self.grid[1] * self.window[1] - self.size[1],
+        )
+
+    def tiles(self) -> tuple[Tile, ...]:
+        """The same cut without shift, padding or labels: tokens attend to one another exactly if they share a window here.
+
+        What the labels of `regions` keep apart are smaller windows at the border of the map. All windows of
+        one size form one tile; there are at most nine.
+        """
+        rows, cols = (self._runs(axis) for axis in (0, 1))
+        return tuple(Tile(row, col) for row in rows for col in cols)
+
+    def bands(self, images: int, tokens: int) -> Iterator[Band]:
+        """Split the map, or several small ones, into bands of about as many tokens.
+
+        Args:
+            images: Images in the batch.
+            tokens: Tokens of a band; at least one row of windows is in it, at most all images.
+        """
+        cols, width = self._runs(1), self.size[1]
+        together = max(1, tokens // (self.size[0] * width))
+        lengths = [run.length for run in self._runs(0) for _ in range(run.count)]
+        for image in range(0, images, together):
+            start, rows = 0, list[Run]()
+            for index, length in enumerate(lengths):
+                height = sum(run.count * run.length for run in rows)
+                if rows and rows[-1].length == length:
+                    rows[-1] = Run(rows[-1].start, rows[-1].count + 1, length)
+                else:
+                    rows.append(Run(height, 1, length))
+                height += length
+                following = lengths[index + 1] if index + 1 < len(lengths) else tokens
+                if (height + following) * width > tokens or index + 1 == len(lengths):
+                    tiles = tuple(Tile(row, col) for row in rows for col in cols)
+                    yield Band(
+                        slice(image, min(image + together, images)),
+                        slice(start, start + height),
+                        tiles,
+                    )
+                    start, rows = start + height, []
+
+    def _runs(self, axis: int) -> list[Run]:
+        size, window, shift = self.size[axis], self.window[axis], self.shift[axis]
+        count, rest = divmod(size - shift, window)
+        runs = (Run(0, 1, shift), Run(shift, count, window), Run(size - rest, 1, rest))
+        return [run for run in runs if run.count and run.length]
+
+    def split(self, x: Tensor) -> Tensor:
+        """Cut `(B, H, W, C)` into windows `(B * nW, N, C)`, row by row of the grid."""
+        (rows, cols), (height, width) = self.grid, self.window
+        if any(self.padding):
+            x = F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0]))
+        if any(self.shift):
+            x = torch.roll(x, shifts=(-self.shift[0], -self.shift[1]), dims=(1, 2))
+        x = x.reshape(x.shape[0], rows, height, cols, width, x.shape[-1]).transpose(2, 3)
+        return x.reshape(-1, height * width, x.shape[-1])
+
+    def join(self, windows: Tensor) -> Tensor:
+        """Inverse of `split`: `(B * nW, N, C)` to `(B, H, W, C)`, padding removed."""
+        (rows, cols), (height, width) = self.grid, self.window
+        channels = windows.shape[-1]
+        x = windows.reshape(-1, rows, cols, height, width, channels).transpose(2, 3)
+        x = x.reshape(-1, rows * height, cols * width, channels)
+        if any(self.shift):
+            x = torch.roll(x, shifts=self.shift, dims=(1, 2))
+        return x[:, : self.size[0], : self.size[1]]
+
+    def regions(self, device: torch.device | str | None = None) -> Tensor | None:
+        """Label the tokens of every window such that only equal labels may attend to one another.
+
+        The labels keep apart the sides of the image that the cyclic shift brought together, and give padding a label of
+        its own, -1.
+
+        Returns:
+            `(nW, N)` integers, or `None` where every window is one region.
+        """
+        if not any(self.padding) and not any(self.shift):
+            return None
+        by_row, by_col = (self._axis_labels(axis, device) for axis in (0, 1))
+        labels = by_row[:, None] * 2 + by_col[None, :]
+        labels = labels.masked_fill((by_row < 0)[:, None] | (by_col < 0)[None, :], -1)
+        (rows, cols), (height, width) = self.grid, self.window
+        return labels.reshape(rows, height, cols, width).transpose(1, 2).reshape(rows * cols, -1)
+
+    def _axis_labels(self, axis: int, device: torch.device | str | None) -> Tensor:
+        """Labels along one axis in shifted order: 1 where the shift wrapped round, -1 padding, 0 elsewhere."""
+        padded, shift = self.grid[axis] * self.window[axis], self.shift[axis]
+        position = torch.arange(padded, device=device)
+        wrapped = (position >= padded - shift).long()
+        return wrapped.masked_fill((position + shift) % padded >= self.size[axis], -1)

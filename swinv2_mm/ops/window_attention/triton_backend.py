@@ -1,0 +1,300 @@
+"""Attention by the kernels of `triton_kernels`: nothing the size of the map is copied, and no score reaches memory.
+
+The gradients need no atomic operations: they are the same in every run. Kernels are wrapped as operators of torch, so
+that `torch.compile` takes them as they are. Triton is imported when a kernel runs first, never before.
+"""
+
+# Annotations are not postponed here: torch reads those of operators.
+import functools
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swinv2_mm.ops.window_attention.partition import WindowPartition
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MAX_HEAD_DIM = 128
+MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
+# Most tokens of a block, of which each program of a kernel owns one, and of a step, by which it walks through the
+# window. fp32 takes smaller ones: exact products of fp32 fill the registers.
+BLOCK, BLOCK_FP32, STEP = 64, 32, 32
+STAGES = 2  # steps whose keys are under way at a time
+# Programs per multiprocessor over which the sum over windows is spread.
+PARTS_PER_PROCESSOR = 4
+
+
+@functools.cache
+def _kernels() -> Any:
+    from swinv2_mm.ops.window_attention import triton_kernels
+
+    return triton_kernels
+
+
+def _interpreted() -> bool:
+    """Whether Triton runs kernels in Python, as it does if TRITON_INTERPRET=1 was set before its import."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    return isinstance(_kernels().attention_kernel, InterpretedFunction)
+
+
+@torch.compiler.assume_constant_result
+def why_not_triton(
+    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Why the kernels cannot run, in words that fit after "because"; `None` if they can.
+
+    Args:
+        device: Where the tensors are.
+        head_dim: Channels of a head.
+        dtype: That of queries, keys and values.
+    """
+    if dtype not in DTYPES:
+        return f'it computes in fp16, bf16 or fp32, not in {dtype}'
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        return f'its heads have 1 to {MAX_HEAD_DIM} channels, not {head_dim}'
+    return _why_not_on(device)
+
+
+@functools.cache
+def _why_not_on(device: torch.device) -> str | None:
+    try:
+        if _interpreted():
+            return None
+    except ImportError as error:
+        return f'the package triton is not installed, or cannot be imported ({error})'
+    if device.type != 'cuda':
+        return f'it needs an NVIDIA GPU, and the tensors are on the device {str(device)!r}'
+    if not torch.cuda.is_available():
+        return 'it needs an NVIDIA GPU, and torch finds none'
+    if torch.version.hip is not None:
+        return 'it needs an NVIDIA GPU, and this torch is built for ROCm'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return (
+            f'it needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more, and '
+            f'{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}'
+        )
+    if sys.platform == 'linux' and not (
+        os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')
+    ):
+        return 'Triton needs a C compiler: install gcc or clang'
+    return None
+
+
+def _block(tokens: int, dtype: torch.dtype) -> int:
+    """Tokens of a block: smaller ones for windows that would leave much of the last block empty."""
+    size = BLOCK_FP32 if dtype == torch.float32 else BLOCK
+    # Half the size doubles the times that keys are read. It has to save a fifth of the tokens to pay for that.
+    while size > 16 and 1.25 * (tokens + -tokens % (size // 2)) <= tokens + -tokens % size:
+        size //= 2
+    return size
+
+
+def _kernel_dtype(dtype: torch.dtype) -> Any:
+    """The dtype of the operands of products, in Triton's terms."""
+    import triton.language as tl
+
+    if dtype == torch.bfloat16 and _interpreted():
+        return tl.float32  # the interpreter multiplies the bit patterns of bf16
+    return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[
+        dtype
+    ]
+
+
+class _Launch:
+    """What the kernels have in common for one map, dtype and partition."""
+
+    def __init__(self, qkv: Tensor, heads: int, window: list[int], shift: list[int]) -> None:
+        images, height, width, channels = qkv.shape
+        exact, tf32 = qkv.dtype == torch.float32, torch.backends.cuda.matmul.allow_tf32
+        self.heads = heads
+        self.tokens = window[0] * window[1]
+        self.windows = images * -(-height // window[0]) * -(-width // window[1])
+        self.sizes = (heads, height, width, *window, *shift)
+        head_dim = channels // (3 * heads)
+        self.block = _block(self.tokens, qkv.dtype)
+        self.step = min(self.block, STEP if head_dim <= 64 or qkv.dtype != torch.float32 else 16)
+        self.blocks = -(-self.tokens // self.block)
+        self.steps = -(-self.tokens // self.step)
+        self.programs = self.blocks * heads * self.windows
+        whole = height % window[0] == 0 and width % window[1] == 0
+        whole = whole and self.tokens % self.block == 0 and not any(shift)
+        self.options = dict(
+            D=head_dim,
+            BLOCK_D=max(16, 1 << (head_dim - 1).bit_length()),  # the least that tensor cores take
+            BLOCK=self.block,
+            num_warps=4 if exact else self.block // 16 * (2 if head_dim > 64 else 1),
+            num_stages=STAGES,
+        )
+        self.products = dict(
+            STEP=self.step,
+            MASKED=not whole,
+            DTYPE=_kernel_dtype(qkv.dtype),
+            # In half precision only gradients of logits are multiplied in fp32; for these tf32 will do.
+            PRECISION='ieee' if exact and not tf32 else 'tf32',
+        )
+        # Scaled losses take the gradients of logits out of the range of fp16.
+        self.wide = _kernel_dtype(torch.bfloat16 if qkv.dtype == torch.bfloat16 else torch.float32)
+
+    def rows(self, like: Tensor) -> Tensor:
+        """Uninitialised fp32, one number per token of every window and head: `(B * nW, nH, N)`."""
+        return like.new_empty(self.windows, self.heads, self.tokens, dtype=torch.float32)
+
+    def parts(self, device: torch.device) -> int:
+        """Into how many parts to split the windows when summing over them, so that the device has enough programs."""
+        processors = 2
+        if device.type == 'cuda':
+            processors = torch.cuda.get_device_properties(device).multi_processor_count
+        wanted = processors * PARTS_PER_PROCESSOR // (self.heads * self.blocks * self.steps)
+        return max(1, min(wanted, self.windows))
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach().float().contiguous()
+
+
+@torch.library.custom_op(
+    'swinv2_mm::window_attention',
+    mutates_args=(),
+    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) -> (Tensor, Tensor)',
+)
+def _attention(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
+    """The output, and the log-sum-exp of the logits `(B * nW, nH, N)`."""
+    launch = _Launch(qkv, len(table), window, shift)
+    qkv = qkv.contiguous()
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    lse = launch.rows(qkv)
+    if launch.programs:
+        with torch.cuda.device_of(qkv):
+            _kernels().attention_kernel[(launch.programs,)](
+                qkv, _plain(scale), _plain(table), out, lse,
+                *launch.sizes, **launch.options, **launch.products,
+            )  # fmt: skip
+    return out, lse
+
+
+@_attention.register_fake
+def _(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
+    images, height, width, channels = qkv.shape
+    windows = images * -(-height // window[0]) * -(-width // window[1])
+    shape = (windows, table.shape[0], window[0] * window[1])
+    return (
+        qkv.new_empty(images, height, width, channels // 3),
+        qkv.new_empty(shape, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op(
+    'swinv2_mm::window_attention_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor qkv, Tensor scale, Tensor table, Tensor out, Tensor lse, SymInt[] window, '
+    'SymInt[] shift, bool with_table) -> (Tensor, Tensor, Tensor)',
+)
+def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ignore[no-untyped-def]
+    """The gradients of qkv, scale and table; zeros for the table's unless it is asked for."""
+    launch = _Launch(qkv, len(table), window, shift)
+    qkv, grad = qkv.contiguous(), grad.contiguous()
+    plain_scale, plain_table = _plain(scale), _plain(table)
+    grad_qkv, delta = torch.empty_like(qkv), launch.rows(qkv)
+    grad_scale = delta.new_empty(launch.windows, launch.heads, launch.blocks)
+    if not launch.programs:
+        return grad_qkv, torch.zeros_like(scale), torch.zeros_like(table)
+    tensors = qkv, plain_scale, plain_table, lse, delta, grad
+    with torch.cuda.device_of(qkv):
+        _kernels().delta_kernel[(launch.programs,)](
+            out, grad, delta, *launch.sizes, **launch.options
+        )
+        _kernels().qkv_grad_kernel[(launch.programs,)](
+            *tensors, grad_qkv, grad_scale, *launch.sizes, **launch.options, **launch.products,
+            WIDE=launch.wide,
+        )  # fmt: skip
+        if with_table:
+            parts = launch.parts(qkv.device)
+            each = -(-launch.windows // parts)
+            parts = -(-launch.windows // each)
+            grad_bias = delta.new_empty(parts, launch.heads, launch.tokens, launch.tokens)
+            _kernels().bias_grad_kernel[(parts * launch.heads * launch.blocks * launch.steps,)](
+                *tensors, grad_bias, launch.windows, each,
+                *launch.sizes, **launch.options, **launch.products,
+            )  # fmt: skip
+            grad_table = _fold_bias(grad_bias.sum(0), window).to(table.dtype)
+        else:
+            grad_table = torch.zeros_like(table)
+    grad_scale = grad_scale.sum((0, 2)).view(scale.shape).to(scale.dtype)
+    return grad_qkv, grad_scale, grad_table
+
+
+@_backward.register_fake
+def _(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ignore[no-untyped-def]
+    return (
+        qkv.new_empty(qkv.shape),
+        scale.new_empty(scale.shape),
+        table.new_empty(table.shape),
+    )
+
+
+def _fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
+    """From the gradient for every pair of tokens to that of the table: the adjoint of `expand_bias`."""
+    height, width = window
+    pairs = grad.unflatten(2, (height, width)).flip(-2, -1).flatten(2).transpose(1, 2)
+    size = (2 * height - 1, 2 * width - 1)
+    return F.fold(pairs, size, kernel_size=(height, width)).squeeze(1)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    qkv, scale, table, ctx.window, ctx.shift = inputs
+    ctx.save_for_backward(qkv, scale, table, *output)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    if grad is None:
+        return None, None, None, None, None
+    qkv, scale, table, out, lse = ctx.saved_tensors
+    with_table = ctx.needs_input_grad[2]
+    grads = _backward(grad, qkv, scale, table, out, lse, ctx.window, ctx.shift, with_table)
+    return *grads, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def triton_window_attention(
+    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition
+) -> Tensor:
+    """See `window_attention`. Logits and softmax are in fp32; a second derivative does not exist.
+
+    fp32 is multiplied as tf32 where `torch.backends.cuda.matmul.allow_tf32` says so. Stored for the backward pass are
+    the inputs, the output and one number per token and head.
+
+    Raises:
+        ValueError: If the shapes disagree, or the tensors are on different devices: the kernels would read
+            beyond the end of a tensor.
+    """
+    heads = len(bias_table)
+    table = (heads, *(2 * side - 1 for side in partition.window))
+    if tuple(qkv.shape[1:3]) != tuple(partition.size):
+        raise ValueError(
+            f'qkv of shape {tuple(qkv.shape)} is not a map of {partition.size[0]} x {partition.size[1]} tokens, '
+            'for which the partition is made'
+        )
+    if tuple(bias_table.shape) != table or scale.numel() != heads or qkv.shape[3] % (3 * heads):
+        raise ValueError(
+            f'qkv {tuple(qkv.shape)}, scale {tuple(scale.shape)} and bias table {tuple(bias_table.shape)} do not fit '
+            f'together: for windows of {partition.window} and {heads} heads the table is {table}, the scale '
+            f'{(heads, 1, 1)}, and the channels of qkv are a multiple of {3 * heads}'
+        )
+    if not qkv.device == scale.device == bias_table.device:
+        raise ValueError(
+            f'qkv is on {qkv.device}, scale on {scale.device} and the bias table on {bias_table.device}: '
+            'move them to one device'
+        )
+    with torch.autocast(qkv.device.type, enabled=False):
+        out, _ = _attention(qkv, scale, bias_table, [*partition.window], [*partition.shift])
+        return out

@@ -1,0 +1,128 @@
+"""Inference in chunks, and the position biases remembered for it."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from swinv2_mm.models.layers import SwinBlock, SwinStage
+from swinv2_mm.models.layers import chunked as chunked_module
+from swinv2_mm.models.layers.chunked import runs_chunked
+
+
+@pytest.fixture
+def block(randomize):
+    return randomize(SwinBlock(16, 2, (4, 5), shifted=True, extra_norm=True)).eval()
+
+
+def both(module, x):
+    """What the module gives with and without gradients: only the latter runs in chunks."""
+    plain = module(x)
+    with torch.no_grad():
+        return module(x), plain.detach()
+
+
+@pytest.mark.parametrize('tokens', [1, 50, 10_000])
+@pytest.mark.parametrize('size', [(8, 10), (9, 13), (3, 17), (2, 2)])
+def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
+    monkeypatch.setattr(chunked_module, 'CHUNK_TOKENS', tokens)
+    x = torch.randn(3, *size, 16)
+    before = x.clone()
+    torch.testing.assert_close(*both(block, x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
+def test_chunks_in_other_dtypes(block, dtype):
+    block.to(dtype)
+    x = torch.randn(1, 9, 13, 16, dtype=dtype)
+    mine, plain = both(block, x)
+    assert mine.dtype == dtype
+    tolerance = {torch.float64: 1e-10, torch.bfloat16: 0.1, torch.float16: 0.02}[dtype]
+    torch.testing.assert_close(mine, plain, rtol=tolerance, atol=tolerance)
+
+
+def test_chunks_under_autocast(block):
+    x = torch.randn(1, 9, 13, 16)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        mine, plain = both(block, x)
+    assert mine.dtype == torch.float32
+    torch.testing.assert_close(mine, plain, rtol=0.1, atol=0.1)
+
+
+def test_only_unwatched_inference_runs_in_chunks(block):
+    x = torch.randn(1, 8, 8, 16)
+    assert not runs_chunked(block, x)
+    with torch.no_grad():
+        assert runs_chunked(block, x)
+        block.norm1.train()
+        assert not runs_chunked(block, x)
+        block.eval()
+        handle = block.attn.register_forward_hook(lambda *args: None)
+        assert not runs_chunked(block, x)
+        handle.remove()
+        assert runs_chunked(block, x)
+        block.attn.backend = 'reference'
+        assert not runs_chunked(block, x)
+
+
+def test_a_hook_on_the_mlp_sees_what_passes(block):
+    seen = []
+    block.mlp.act.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    x = torch.randn(1, 8, 8, 16)
+    mine, plain = both(block, x)
+    assert len(seen) == 2
+    torch.testing.assert_close(mine, plain)
+
+
+def change_in_place(mlp):
+    mlp[2].weight.data.mul_(-3)
+
+
+def load(mlp):
+    mlp.load_state_dict({key: value * -3 for key, value in mlp.state_dict().items()})
+
+
+def step(mlp):
+    optimizer = torch.optim.SGD(mlp.parameters(), lr=1.0)
+    for parameter in mlp.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+
+def swap(mlp):
+    mlp[0].weight = torch.nn.Parameter(torch.randn_like(mlp[0].weight))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [change_in_place, load, step, swap, lambda mlp: mlp.double(), lambda mlp: mlp.retarget((9, 9))],
+)
+def test_remembered_biases_follow_the_weights(block, change):
+    x = torch.randn(1, 8, 10, 16)
+    with torch.no_grad():
+        before = block(x)
+        change(block.attn.cpb_mlp)
+        after = block(x)
+    torch.testing.assert_close(after, block(x).detach(), rtol=1e-5, atol=1e-5)
+    if change.__name__ != '<lambda>':
+        assert (after - before).abs().max() > 1e-3
+
+
+def test_biases_are_remembered_but_neither_copied_nor_saved(block):
+    with torch.no_grad():
+        block(torch.randn(1, 8, 10, 16))
+        part = block.attn.tile_bias((4, 5), (2, 5))
+        assert block.attn.tile_bias((4, 5), (2, 5)) is part
+    for clone in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert not clone.attn._tile_biases._values
+        torch.testing.assert_close(clone.attn.tile_bias((4, 5), (2, 5)), part)
+
+
+def test_many_sizes_do_not_pile_up(randomize):
+    stage = randomize(SwinStage(8, 2, [0.0, 0.0], False, num_heads=2, window_size=(4, 4))).eval()
+    with torch.no_grad():
+        for side in range(4, 30):
+            stage(torch.randn(1, side, 2 * side, 8))
+    assert all(len(block.attn._tile_biases._values) <= 8 for block in stage.blocks)

@@ -1,0 +1,75 @@
+"""The linear layer equals torch's, whichever library multiplies."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from swinv2_mm.ops.linear import linear, uses_onednn
+
+
+@pytest.mark.parametrize('shape', [(7, 12), (2, 3, 5, 12), (1, 12), (300, 12)])
+@pytest.mark.parametrize('bias', [True, False])
+def test_equals_torch_forward_and_backward(shape, bias):
+    x, weight = torch.randn(shape), torch.randn(20, 12)
+    tensors = [x, weight, torch.randn(20)] if bias else [x, weight]
+    grad = torch.randn(*shape[:-1], 20)
+    results = []
+    for function, dtype in ((linear, torch.float32), (F.linear, torch.float64)):
+        inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors]
+        out = function(*inputs)
+        out.backward(grad.to(dtype))
+        results.append([out.detach(), *(tensor.grad for tensor in inputs)])
+    for mine, theirs in zip(*results):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_views_and_transposes():
+    x = torch.randn(12, 9, 4).permute(1, 2, 0)
+    weight = torch.randn(12, 20).t()
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+
+
+def test_gelu_is_the_exact_one():
+    x, weight, bias = torch.randn(50, 12), torch.randn(20, 12), torch.randn(20)
+    expected = F.gelu(F.linear(x.double(), weight.double(), bias.double())).float()
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            torch.testing.assert_close(linear(x, weight, bias, gelu=True), expected)
+
+
+def test_gradients_only_where_they_are_wanted():
+    x, weight = torch.randn(5, 12), torch.randn(20, 12, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert x.grad is None
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(20, 12))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='torch without oneDNN')
+def test_steps_aside_where_plain_operators_are_needed():
+    x, weight = torch.randn(5, 12), torch.randn(20, 12)
+    assert uses_onednn(x, weight)
+    assert not uses_onednn(x.double(), weight.double())
+    assert not uses_onednn(x[:0], weight)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert not uses_onednn(x, weight)
+        assert linear(x, weight).dtype == torch.bfloat16
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not uses_onednn(x, weight)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda row: linear(row, weight))(x), F.linear(x, weight)
+    )
+    jacobian = torch.func.jacrev(lambda row: linear(row, weight))(x[0])
+    torch.testing.assert_close(jacobian, weight)
+    assert linear(x[:0], weight).shape == (0, 20)
+
+
+def test_counts_as_a_product_for_torchs_flop_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, weight = torch.randn(5, 12), torch.randn(20, 12)
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled), FlopCounterMode(display=False) as counter:
+            linear(x, weight, gelu=True)
+        assert counter.get_total_flops() == 2 * 5 * 12 * 20
