@@ -47,16 +47,14 @@ demo: $(STAMP)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last_checkpoint \
 	  --work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/vis
 
-# Two libraries to compare with that cannot share an environment with each other (transformers 5 breaks mmpretrain), nor
-# with ours (mmdet imports mmpretrain where it finds it): each has a folder of its own, which only tests look into.
+# transformers is there to compare with and breaks mmpretrain at import: it has a folder of its own, which only tests look
+# into.
 PEERS := $(VENV)/peers
 
 $(PEERS)/installed: constraints.txt | $(BIN)/python
 	rm -rf $(PEERS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 	  --target $(PEERS)/transformers transformers tokenizers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
-	  --target $(PEERS)/mmpretrain onedl-mmpretrain einops mat4py model-index ordered-set markdown
 	@touch $@
 
 test: $(STAMP)-test $(PEERS)/installed

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a detector or segmenter."""
+"""Evaluates a checkpoint of a detector, segmenter or classifier."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='F',
-        help='keep the predictions: a .pkl file for detection, a folder of label PNGs for segmentation',
+        help='keep the predictions: a .pkl file, or for segmentation a folder of label PNGs',
     )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw annotation and prediction side by side, one PNG per image',
+        help='draw annotation and prediction, one PNG per image: side by side, or in words for classification',
     )
     parser.add_argument('--show-max', type=int, metavar='N', help='draw the first N images only')
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Trains the detector or segmenter of a config."""
+"""Trains the detector, segmenter or classifier of a config."""
 
 from __future__ import annotations
 

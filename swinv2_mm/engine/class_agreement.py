@@ -18,9 +18,12 @@ from mmengine.registry import DATASETS
 
 from swinv2_mm.engine.dataset_files import LeafDataset, leaf_datasets
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.image_sets import classes_on_disk
 
 _OTHER_CLASSES = ('RPNHead', 'FusedSemanticHead')
 """Heads whose `num_classes` counts something else than the data set's classes."""
+_PREPROCESSOR = 'model.data_preprocessor'
+_MIXING = f' and in {_PREPROCESSOR}, which mixes labels'
 _LONGEST_CATEGORIES = 1 << 23
 """Bytes within which the list of categories in an annotation file ends; LVIS, the longest, needs 1 << 19."""
 
@@ -33,9 +36,10 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
         loaders: The parts of it that will run, of `'train'`, `'val'` and `'test'`.
 
     Raises:
-        SetupError: A head's `num_classes` is not the number of the data set's classes, or a COCO annotation file lacks
-            some of them or has them in another order.
+        SetupError: A head's `num_classes` is not the number of the data set's classes, a COCO annotation file lacks
+            some of them or has them in another order, or data sets of whole images have folders for other classes.
     """
+    folders: dict[str, list[str]] = {}
     for part in loaders:
         loader = cfg.get(f'{part}_dataloader')
         if loader is None:
@@ -43,6 +47,11 @@ def check_classes(cfg: Config, loaders: tuple[str, ...]) -> None:
         for leaf in leaf_datasets(loader['dataset'], f'{part}_dataloader.dataset'):
             dataset = _dataset_class(leaf.cfg.get('type'), cfg.default_scope)
             classes = _dataset_classes(dataset, leaf)
+            found = classes_on_disk(leaf.cfg, next(iter(leaf.folders.values()), None))
+            if found is not None:
+                folders[leaf.place] = found
+                _check_folders(folders, leaf, classes)
+                classes = classes or found
             if classes is None:
                 continue
             if _reads_coco(dataset) and leaf.ann_file and '://' not in leaf.ann_file:
@@ -112,6 +121,8 @@ def _dataset_classes(dataset: Any, leaf: LeafDataset) -> list[str] | None:
     """Returns the names of a data set's classes, or None if they are not known before it is built."""
     if not hasattr(dataset, '_load_metainfo'):
         return None
+    if isinstance(leaf.cfg.get('classes'), (list, tuple)):  # mmpretrain's short form
+        return list(leaf.cfg['classes'])
     classes = dataset._load_metainfo(leaf.cfg.get('metainfo')).get('classes')
     if isinstance(classes, str):
         raise SetupError(
@@ -146,14 +157,35 @@ def _check_categories(leaf: LeafDataset, classes: list[str]) -> None:
         )
 
 
+def _check_folders(
+    folders: Mapping[str, list[str]], leaf: LeafDataset, classes: list[str] | None
+) -> None:
+    """Checks the folders of a data set of whole images against its classes and the other data sets' folders."""
+    here = folders[leaf.place]
+    if classes is not None and len(classes) != len(here):
+        raise SetupError(
+            f'{leaf.place} ({leaf.cfg.get("type")}) has {len(classes)} classes and its files {len(here)} '
+            f"({_listed(here)}): complete the data, or read it with type='CustomDataset', which takes the names of "
+            'the folders for classes.'
+        )
+    first, names = next(iter(folders.items()))
+    if here != names:
+        other = sorted(set(here) ^ set(names)) or here
+        raise SetupError(
+            f'{first} and {leaf.place} have other classes ({len(names)} and {len(here)}; not in both: '
+            f'{_listed(other)}): folders are numbered in the order of their names, so labels would not agree. '
+            'Give both the same folders.'
+        )
+
+
 def _check_heads(cfg: Config, leaf: LeafDataset, classes: list[str]) -> None:
     """Checks every head's `num_classes` against the number of classes."""
     for place, number in _head_classes(cfg.model, 'model'):
         if number != len(classes):
             raise SetupError(
                 f'{place}.num_classes is {number}, and {leaf.place} ({leaf.cfg.get("type")}) has {len(classes)} '
-                f'classes ({_listed(classes)}): set num_classes={len(classes)} in every head, '
-                'or the classes of the data set.'
+                f'classes ({_listed(classes)}): set num_classes={len(classes)} in every head'
+                f'{_MIXING if cfg.default_scope == "mmpretrain" else ""}, or the classes of the data set.'
             )
 
 
@@ -161,7 +193,8 @@ def _head_classes(cfg: Any, place: str) -> Iterator[tuple[str, int]]:
     """Yields place and number of classes of each head in a model's config."""
     if isinstance(cfg, Mapping):
         number = cfg.get('num_classes')
-        if isinstance(number, int) and 'head' in place and cfg.get('type') not in _OTHER_CLASSES:
+        is_head = 'head' in place or place == _PREPROCESSOR
+        if isinstance(number, int) and is_head and cfg.get('type') not in _OTHER_CLASSES:
             yield place, number
         for key, value in cfg.items():
             yield from _head_classes(value, f'{place}.{key}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from mmengine.config import Config, ConfigDict, DictAction
 from swinv2_mm.engine.console import Console
 from swinv2_mm.engine.errors import SetupError
 
-SCOPES = ('mmdet', 'mmseg')
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+CLASSIFICATION_EXTRA = "pip install -c constraints.txt '.[classification]'"
+"""How to get what a config for classification needs."""
 
 
 def load_config(path: str, options: Sequence[str] = (), console: Console | None = None) -> Config:
@@ -25,7 +28,7 @@ def load_config(path: str, options: Sequence[str] = (), console: Console | None 
 
     Raises:
         SetupError: There is no such file, it does not parse, an option cannot be merged, or it is no config for
-            detection or segmentation.
+            detection, segmentation or classification, or for a library that cannot be imported.
     """
     if not Path(path).is_file():
         raise SetupError(f'The config {path} does not exist{_similar(Path(path))}.')
@@ -39,6 +42,8 @@ def load_config(path: str, options: Sequence[str] = (), console: Console | None 
         raise SetupError(
             f'The config {path} has default_scope={scope!r}: expected one of {", ".join(map(repr, SCOPES))}.'
         )
+    if scope == 'mmpretrain':
+        _require_mmpretrain(path)
     if 'model' not in cfg:
         raise SetupError(
             f'The config {path} defines no model: name a config that can be run, not a part of one.'
@@ -48,6 +53,26 @@ def load_config(path: str, options: Sequence[str] = (), console: Console | None 
             f"The config {path} asks for runner_type={cfg.runner_type!r}: run it with its library's own tool."
         )
     return cfg
+
+
+def _require_mmpretrain(path: str) -> None:
+    """Checks that mmpretrain is there, which is an extra."""
+    try:
+        importlib.import_module('mmpretrain')
+    except ModuleNotFoundError as error:
+        if error.name == 'mmpretrain':
+            raise SetupError(
+                f'The config {path} is for image classification, which needs mmpretrain, and it is not installed: '
+                f'{CLASSIFICATION_EXTRA}'
+            ) from error
+        raise SetupError(
+            f'The config {path} needs mmpretrain, which lacks the package {error.name}: {CLASSIFICATION_EXTRA}'
+        ) from error
+    except Exception as error:  # an incompatible library can fail in any way
+        raise SetupError(
+            f'The config {path} needs mmpretrain, which is installed and cannot be imported ({_described(error)}). '
+            f'Beside transformers 5 it cannot; otherwise: {CLASSIFICATION_EXTRA}'
+        ) from error
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:

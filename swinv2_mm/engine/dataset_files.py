@@ -11,9 +11,21 @@ from typing import Any
 from mmengine.config import Config
 
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.image_sets import (
+    check_cifar,
+    check_class_folders,
+    check_download,
+    check_places,
+    has_class_folders,
+    image_prefix,
+    is_cifar,
+    is_places,
+)
 
 _DEFAULT_SHAPES = 'data/shapes'
 _GENERATOR = 'tools/dataset_converters/generate_shapes.py'
+_DEFAULT_DIGITS = 'data/digits'
+_DIGITS_CONVERTER = 'tools/dataset_converters/digits.py'
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,8 @@ class LeafDataset:
     def layout(self) -> str:
         """What is expected on disk, in words."""
         parts = [f'annotations in {self.ann_file}'] if self.ann_file else []
+        if has_class_folders(self.cfg):
+            return ', '.join(f'images in {path}/<class>/' for path in self.folders.values())
         parts += [f'{_FOLDER_WORDS.get(key, key)} in {path}' for key, path in self.folders.items()]
         return ', '.join(parts)
 
@@ -60,7 +74,9 @@ def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
     else:
         root = cfg.get('data_root') or None
         ann_file = cfg.get('ann_file')
-        prefixes = cfg.get('data_prefix') or {}
+        prefixes = cfg.get('data_prefix') or image_prefix(cfg)
+        if isinstance(prefixes, str):  # mmpretrain's way to name the one folder
+            prefixes = {'img_path': prefixes}
         yield LeafDataset(
             place=place,
             cfg=cfg,
@@ -100,6 +116,13 @@ def check_dataset_files(cfg: Config, loaders: tuple[str, ...]) -> None:
 def _check_leaf(leaf: LeafDataset) -> None:
     """Checks the paths of one data set, from the outside to the inside."""
     kind = str(leaf.cfg.get('type'))
+    if is_cifar(leaf.cfg):
+        check_cifar(leaf.cfg, leaf.place, _hint)
+        return
+    if is_places(leaf.cfg):
+        check_places(leaf.cfg, leaf.place, _hint)
+        return
+    check_download(leaf.cfg, leaf.place)
     if leaf.root and _is_missing(leaf.root):
         raise SetupError(
             f'The data root {leaf.root} of {leaf.place} ({kind}) does not exist{_seen_from(leaf.root)}; expected: '
@@ -117,6 +140,9 @@ def _check_leaf(leaf: LeafDataset) -> None:
                 f'The folder {folder} ({_FOLDER_WORDS.get(key, key)}) of {leaf.place} ({kind}) does not exist'
                 f'{_seen_from(folder)}; expected: {leaf.layout}. {_hint(root or folder)}'
             )
+    if has_class_folders(leaf.cfg):
+        for folder in leaf.folders.values():
+            check_class_folders(folder, f'{leaf.place} ({kind})')
 
 
 def _is_missing(path: str) -> bool:
@@ -141,6 +167,9 @@ def _hint(path: str) -> str:
     shapes = os.environ.get('SWINV2_MM_SHAPES', _DEFAULT_SHAPES)
     if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(shapes)):
         return f'Generate it: python {_GENERATOR} {shapes}'
+    digits = os.environ.get('SWINV2_MM_DIGITS', _DEFAULT_DIGITS)
+    if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(digits)):
+        return f'Write it: python {_DIGITS_CONVERTER} {digits}'
     data = os.environ.get('SWINV2_MM_DATA')
     now = f'it is {data} now' if data else 'it is not set now, so configs look in data/'
     return f'Put the data there, or let SWINV2_MM_DATA name the folder that holds it ({now}).'

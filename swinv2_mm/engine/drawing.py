@@ -1,4 +1,4 @@
-"""Pictures of ground truth and prediction, side by side."""
+"""Pictures of ground truth and prediction: side by side, or as words on the picture."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import mmcv
+import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+
+_SMALLEST_SIDE = 224
+"""Pixels to which smaller pictures of a classifier are enlarged, so that words can be read on them."""
 
 
 class SideBySideHook(Hook):
@@ -44,9 +48,13 @@ class SideBySideHook(Hook):
         outputs: Sequence[Any] | None = None,
     ) -> None:
         """Draws the predictions of one batch."""
-        for sample in outputs or ():
+        for index, sample in enumerate(outputs or ()):
             if self.limit is not None and self.num_drawn >= self.limit:
                 return
+            if 'pred_label' in sample:
+                self._draw_label(runner, sample, index, data_batch)
+                self.num_drawn += 1
+                continue
             path = Path(sample.img_path)
             options = {'pred_score_thr': self.min_score} if 'pred_instances' in sample else {}
             runner.visualizer.add_datasample(
@@ -58,6 +66,29 @@ class SideBySideHook(Hook):
                 **options,
             )
             self.num_drawn += 1
+
+    def _draw_label(self, runner: Runner, sample: Any, index: int, data_batch: Any) -> None:
+        """Writes true and predicted class onto a picture of a classifier."""
+        if sample.get('img_path'):
+            path = Path(sample.img_path)
+            image = mmcv.imread(str(path), channel_order='rgb')
+        else:
+            # CIFAR-10's pictures have no files. Under test-time augmentation, the first view is drawn.
+            inputs = data_batch['inputs']
+            if isinstance(inputs[0], (list, tuple)):
+                inputs = inputs[0]
+            path = Path(f'{sample.get("sample_idx", self.num_drawn):05d}')
+            image = inputs[index].permute(1, 2, 0).cpu().numpy()
+            model = getattr(runner.model, 'module', runner.model)
+            if getattr(model.data_preprocessor, 'to_rgb', False):
+                image = image[..., ::-1]
+        side = min(image.shape[:2])
+        runner.visualizer.visualize_cls(
+            np.ascontiguousarray(image),
+            sample,
+            resize=_SMALLEST_SIDE if side < _SMALLEST_SIDE else None,
+            out_file=str(self._file(path)),
+        )
 
     def _file(self, image: Path) -> Path:
         """Returns the path of a picture; images of one name in several folders keep their folder's name."""

@@ -12,6 +12,13 @@ from swinv2_mm.engine.drawing import SideBySideHook
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.runner import ConsoleRunner
 
+_TTA_MODELS = {
+    'mmdet': 'DetTTAModel',
+    'mmseg': 'SegTTAModel',
+    'mmpretrain': 'AverageClsScoreTTA',
+}
+_META_KEYS = {'mmdet': ['img_id'], 'mmseg': ['reduce_zero_label'], 'mmpretrain': ['sample_idx']}
+
 
 def use_tta(cfg: Config) -> str:
     """Switches a config to test-time augmentation: its own, or a horizontal flip if it defines none.
@@ -21,16 +28,17 @@ def use_tta(cfg: Config) -> str:
     Returns:
         What was changed, in words.
     """
-    is_detector = cfg.default_scope == 'mmdet'
+    scope = cfg.default_scope
+    is_detector = scope == 'mmdet'
     own = 'tta_pipeline' in cfg
-    pipeline = cfg.tta_pipeline if own else _flip_pipeline(cfg, is_detector)
+    pipeline = cfg.tta_pipeline if own else _flip_pipeline(cfg)
     words = "the config's own" if own else 'horizontal flip'
     if is_detector and cfg.model.get('roi_head', {}).get('mask_head'):
         cfg.model.roi_head.mask_head = None
         cfg.model.roi_head.mask_roi_extractor = None
         _keep_boxes(cfg)
         words += ', boxes only (masks cannot be merged)'
-    default_model: dict[str, Any] = {'type': 'DetTTAModel' if is_detector else 'SegTTAModel'}
+    default_model: dict[str, Any] = {'type': _TTA_MODELS[scope]}
     if is_detector:
         default_model['tta_cfg'] = {
             'nms': {'type': 'nms', 'iou_threshold': 0.5},
@@ -42,7 +50,7 @@ def use_tta(cfg: Config) -> str:
 
 
 def dump_predictions(cfg: Config, out: str) -> str:
-    """Keeps the predictions: a detector's in a pickle file, a segmenter's as label PNGs in a folder.
+    """Keeps the predictions: a detector's or classifier's in a pickle file, a segmenter's as label PNGs in a folder.
 
     Returns:
         The path.
@@ -52,15 +60,17 @@ def dump_predictions(cfg: Config, out: str) -> str:
     """
     path = Path(out)
     evaluators = _evaluators(cfg)
-    if cfg.default_scope == 'mmdet':
+    kinds = {'mmdet': ('detector', 'DumpDetResults'), 'mmpretrain': ('classifier', 'DumpResults')}
+    if cfg.default_scope in kinds:
+        kind, metric = kinds[cfg.default_scope]
         if path.suffix not in ('.pkl', '.pickle'):
             raise SetupError(
-                f"--out {out}: a detector's predictions go into a pickle file, e.g. predictions.pkl."
+                f"--out {out}: a {kind}'s predictions go into a pickle file, e.g. predictions.pkl."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         cfg.test_evaluator = [
             *evaluators,
-            ConfigDict(type='DumpDetResults', out_file_path=str(path)),
+            ConfigDict(type=metric, out_file_path=str(path)),
         ]
         return str(path)
     if path.is_file() or path.suffix:
@@ -97,12 +107,12 @@ def _keep_boxes(cfg: Config) -> None:
     cfg.test_evaluator = evaluators
 
 
-def _flip_pipeline(cfg: Config, is_detector: bool) -> list[Any]:
+def _flip_pipeline(cfg: Config) -> list[Any]:
     """Returns the test pipeline with its last step replaced by one with and without a flip."""
     pipeline = copy.deepcopy(list(_innermost(cfg.test_dataloader.dataset).pipeline))
     pack = pipeline.pop()
     keys = ['img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction']
-    pack.meta_keys = ['img_id', *keys] if is_detector else [*keys, 'reduce_zero_label']
+    pack.meta_keys = [*_META_KEYS[cfg.default_scope], *keys]
     annotations = [step for step in pipeline if step.type == 'LoadAnnotations']
     steps = [step for step in pipeline if step.type != 'LoadAnnotations']
     # Annotations come after the flip: predictions are flipped back before they are compared with them.

@@ -11,7 +11,7 @@ import torch
 
 from swinv2_mm.engine.console import Console
 
-_LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmcv', 'mmengine')
+_LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
 """Packages whose frames tell a user more than those of torch or numpy."""
 
 _HINTS: tuple[tuple[Callable[[BaseException, str], bool], str], ...] = (

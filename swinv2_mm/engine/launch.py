@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from swinv2_mm.checkpoints import CheckpointError, trust_checkpoints
+from swinv2_mm.checkpoints import CheckpointError, CheckpointUnavailableError, trust_checkpoints
 from swinv2_mm.engine import cpu_amp  # noqa: F401  registers the wrapper that --amp uses on a CPU
 from swinv2_mm.engine.checkpoint_files import newest_checkpoint, require_checkpoint
 from swinv2_mm.engine.class_agreement import check_classes
@@ -106,6 +106,8 @@ def train(
         except BaseException as error:
             # Once another process has stopped, this one may fail to reach it.
             if not was_interrupted(error) and not runner.interrupts.requested:
+                if isinstance(error, CheckpointUnavailableError) and not cfg.get('load_from'):
+                    raise SetupError(f'{error} To start from scratch: --no-pretrained.') from error
                 raise
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the message short
             _say_how_to_resume(runner, console)

@@ -17,11 +17,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from swinv2_mm.checkpoints import WINDOWS_KEY
+from swinv2_mm.datasets.errors import ImageSetError
 from swinv2_mm.engine.console import Console, ConsoleHandler
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.interrupts import InterruptHook
 from swinv2_mm.engine.progress import ProgressHook
-from swinv2_mm.engine.sample_check import check_samples, empty_message
+from swinv2_mm.engine.sample_check import check_labels, check_samples, empty_message
 
 
 class ConsoleRunner(Runner):
@@ -127,7 +128,9 @@ class ConsoleRunner(Runner):
         built = super().build_train_loop(loop)
         dataset = built.dataloader.dataset
         num_classes = self._segmentation_classes()
-        if self.cfg.default_scope == 'mmdet' or num_classes is not None:
+        if self.cfg.default_scope == 'mmpretrain':
+            check_labels(dataset, self._label_classes())
+        elif self.cfg.default_scope == 'mmdet' or num_classes is not None:
             warning = check_samples(dataset, num_classes)
             if warning:
                 self.console.warn(warning)
@@ -138,6 +141,11 @@ class ConsoleRunner(Runner):
         """Returns the number of classes of the segmentation head; None for a detector."""
         model = self.model.module if is_model_wrapper(self.model) else self.model
         return getattr(model, 'num_classes', None) if self.cfg.default_scope == 'mmseg' else None
+
+    def _label_classes(self) -> int | None:
+        """Returns the number of classes of a classifier's head; None if it does not say."""
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        return getattr(getattr(model, 'head', None), 'num_classes', None)
 
     @staticmethod
     def build_dataloader(
@@ -150,6 +158,15 @@ class ConsoleRunner(Runner):
             return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
         except json.JSONDecodeError as error:
             raise SetupError(f'{_annotations(dataloader)} is not valid json: {error}.') from error
+        except ImageSetError as error:
+            # Registries raise it anew, with the place of the class before the words.
+            while isinstance(error.__context__, ImageSetError):
+                error = error.__context__
+            raise SetupError(f'{error}.') from error
+        except RuntimeError as error:
+            if 'Found 0 files in subfolders' in str(error):
+                raise SetupError(f'{_annotations(dataloader)} holds no picture.') from error
+            raise
         except ValueError as error:
             # A data set packs its list into one array, which fails for an empty list.
             if 'need at least one array to concatenate' in str(error):

@@ -72,6 +72,52 @@ def check_samples(
     return None
 
 
+def check_labels(
+    dataset: Any, num_classes: int | None, place: str = 'train_dataloader.dataset'
+) -> None:
+    """Checks labels and pictures of a set of whole images.
+
+    Args:
+        dataset: The built training data set.
+        num_classes: Number of classes of the head; None if it is not known.
+        place: Where the config defines the data set, for messages.
+
+    Raises:
+        SetupError: The data set is empty, a label is out of range, or a picture is missing or cannot be read.
+    """
+    size = len(dataset)
+    if size == 0:
+        raise SetupError(empty_message(place))
+    with _untouched_randomness():
+        for count, index in enumerate(_spread(size)):
+            raw = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+            image = raw.get('img_path', f'number {index}')
+            labels = np.atleast_1d(raw.get('gt_label', ()))
+            if num_classes is not None and ((labels < 0) | (labels >= num_classes)).any():
+                raise SetupError(
+                    f'The picture {image} of {place} has the label {labels.tolist()}: expected 0 to {num_classes - 1} '
+                    f'for num_classes={num_classes}. Set num_classes, or correct the labels.'
+                )
+            if count < _HANDFUL:
+                _read_picture(dataset, index, image)
+
+
+def _read_picture(dataset: Any, index: int, image: str) -> None:
+    """Runs the pipeline over one picture."""
+    try:
+        (getattr(dataset, 'prepare_data', None) or dataset.__getitem__)(index)
+    except FileNotFoundError as error:
+        raise SetupError(
+            f'{error.filename or error} does not exist, but the training set lists it (sample {index}).'
+        ) from error
+    except AssertionError as error:
+        if 'failed to load image' not in str(error):
+            raise
+        raise SetupError(
+            f'{image} cannot be read as a picture: replace it or take it out of the set.'
+        ) from error
+
+
 def empty_message(place: str) -> str:
     """Returns the sentence for a data set without samples."""
     return (
