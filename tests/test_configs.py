@@ -14,14 +14,20 @@ from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from timm.models.swin_transformer_v2 import default_cfgs
 from torch import nn
 
 import swinv2_mm
+from swinv2_mm.checkpoints.windows import windows_of_name
 from swinv2_mm.datasets import generate_shapes
+from swinv2_mm.engine.config import drop_pretrained
 from swinv2_mm.models.backbones.arch import ARCHS, resolve_arch
+from swinv2_mm.models.layers import DeformableSwinBlock
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/**/*.py'))
+ALL_LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/**/*.py'))
+# Those of classification, which need mmpretrain, have tests of their own: test_classification_configs.py.
+LEAVES = [leaf for leaf in ALL_LEAVES if not leaf.startswith('classification/')]
 PUBLISHED = [leaf for leaf in LEAVES if re.search(r'swinv2-[tsbl]-', leaf)]
 SMALL = [leaf for leaf in LEAVES if 'swinv2-nano' in leaf]
 REAL_DATA = os.environ.get('SWINV2_MM_DATA')
@@ -66,7 +72,7 @@ def test_every_base_file_is_used_by_a_config():
         direct = {(path.parent / base).resolve() for base in bases}
         return direct.union(*(bases_of(base) for base in direct))
 
-    used = set().union(*(bases_of(CONFIGS / leaf) for leaf in LEAVES))
+    used = set().union(*(bases_of(CONFIGS / leaf) for leaf in ALL_LEAVES))
     assert set((CONFIGS / '_base_').rglob('*.py')) <= used
 
 
@@ -95,6 +101,66 @@ def test_a_config_builds_the_model_that_its_name_says(leaf):
     crop = re.search(r'-(\d+)x(\d+)\.py', leaf)
     if crop:
         assert cfg.model.data_preprocessor.size == (int(crop[1]), int(crop[2]))
+
+
+STOCK = [leaf for leaf in LEAVES if 'coco' in leaf or 'ade20k' in leaf]
+
+
+@pytest.mark.parametrize('leaf', LEAVES)
+def test_only_coco_and_ade20k_start_from_weights_those_of_their_size_and_window(leaf):
+    cfg = read(leaf)
+    if leaf not in STOCK:
+        assert 'Pretrained' not in cfg.pretty_text
+        return
+    assert len(STOCK) == 10
+    backbone = cfg.model.backbone
+    assert backbone.init_cfg.keys() == {'type', 'checkpoint'}
+    assert backbone.init_cfg.type == 'Pretrained'
+    address = backbone.init_cfg.checkpoint
+    # timm keeps a list of the official files of its own.
+    official = {entry.url for cfgs in default_cfgs.values() for entry in cfgs.cfgs.values()}
+    assert address in official
+    name = address.rsplit('/')[-1]
+    assert name.startswith(f'swinv2_{backbone.arch}_patch4_window{backbone.window_size}_')
+    trained = [pair[0] for pair in windows_of_name(name).windows]
+    assert trained == ([12, 12, 12, 6] if backbone.arch == 'large' else [8, 8, 8, 8])
+    assert ('22k' in name) == (backbone.arch == 'large')
+    if 'ade20k' in leaf:
+        assert ('-in22k-pre_' if '22k' in name else '-in1k-pre_') in leaf
+    assert drop_pretrained(cfg.model) == 1  # what --no-pretrained does
+    assert backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('leaf', STOCK)
+def test_building_a_stock_config_asks_for_no_file(leaf, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    assert build_on_meta(read(leaf)).backbone.init_cfg is not None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('leaf', [leaf for leaf in STOCK if re.search('swinv2-(t|l)-p4', leaf)])
+def test_the_weights_come_from_a_file_that_was_put_in_its_place(leaf, tmp_path, monkeypatch):
+    """A small file in the layout of the official one, as far as a classifier trained at the window in its name."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cfg = read(leaf)
+    arch = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2))
+    options = dict(cfg.model.backbone, arch=arch, norm_cfg=None, init_cfg=None)
+    del options['type']
+    source = swinv2_mm.SwinTransformerV2(**options)
+    state = source.state_dict()
+    del state['pretrained_window_sizes']
+    state |= {'norm.weight': torch.ones(64), 'head.weight': torch.ones(3, 64)}
+    file = tmp_path / 'hub/checkpoints' / cfg.model.backbone.init_cfg.checkpoint.rsplit('/')[-1]
+    file.parent.mkdir(parents=True)
+    torch.save({'model': state}, file)
+
+    options.update(init_cfg=cfg.model.backbone.init_cfg, norm_cfg=dict(type='LN'))
+    backbone = swinv2_mm.SwinTransformerV2(**options)
+    backbone.init_weights()
+    for name, parameter in source.named_parameters():
+        assert torch.equal(backbone.get_parameter(name), parameter), name
+    windows = [12, 12, 12, 6] if '-l-' in leaf else [8, 8, 8, 8]
+    assert backbone.state_dict()['pretrained_window_sizes'].tolist() == [[w, w] for w in windows]
 
 
 @pytest.mark.parametrize('leaf', PUBLISHED)
@@ -229,7 +295,8 @@ def at_data(monkeypatch, root: Path, leaf: str) -> Config:
 
 
 def shrink(cfg: Config) -> None:
-    """Small pictures, and one block per stage at the widths of the config."""
+    """Small pictures, and one block per stage at the widths of the config, from scratch."""
+    drop_pretrained(cfg.model)
     arch = resolve_arch(cfg.model.backbone.arch)
     cfg.model.backbone.arch = dict(
         embed_dims=arch.embed_dims, depths=(1,) * len(arch.depths), num_heads=arch.num_heads
@@ -302,6 +369,24 @@ def test_a_small_config_learns_a_batch_by_heart(leaf, tiny_data, monkeypatch):
         batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
         losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(8)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_the_deformable_config_learns_where_to_look(tiny_data, monkeypatch):
+    leaf = 'mask_rcnn/mask-rcnn_swinv2-t-deform-p4-w8_fpn_1x_coco.py'
+    cfg = at_data(monkeypatch, tiny_data, leaf)
+    shrink(cfg)
+    with scope_of(cfg):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        blocks = [m for m in model.backbone.modules() if isinstance(m, DeformableSwinBlock)]
+        assert len(blocks) == 3 and model.backbone.out_channels == (96, 192, 384, 768)
+        assert all(block.offset_network[2].weight.eq(0).all() for block in blocks)
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
+        # The first step wakes the branches, which start scaled by zero; the second reaches what is inside.
+        losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(2)]
+    assert np.isfinite(losses).all()
+    assert all(block.offset_network[2].weight.abs().max() > 0 for block in blocks)
 
 
 @pytest.mark.skipif(not REAL_DATA, reason='SWINV2_MM_DATA does not name a folder of real data')

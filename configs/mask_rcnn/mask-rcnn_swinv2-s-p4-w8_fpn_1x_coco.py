@@ -1,3 +1,4 @@
 _base_ = './mask-rcnn_swinv2-t-p4-w8_fpn_1x_coco.py'
 
-model = dict(backbone=dict(arch='small', drop_path_rate=0.3))
+checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/swinv2_small_patch4_window8_256.pth'
+model = dict(backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=checkpoint)))

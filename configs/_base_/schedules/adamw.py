@@ -5,6 +5,7 @@ optim_wrapper = dict(
     # No decay for norms and biases, in backbone and heads alike. The attention's `q_bias` and
     # `v_bias` are bare parameters, which `bias_decay_mult` does not see. `cpb_mlp` (position bias)
     # and `logit_scale` (attention temperature) are SwinV2's own: zero is no natural value for them.
+    # `meta_mlp` and `tau` are the same in SwinTransformerV2CR.
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
@@ -13,6 +14,8 @@ optim_wrapper = dict(
             v_bias=dict(decay_mult=0.0),
             cpb_mlp=dict(decay_mult=0.0),
             logit_scale=dict(decay_mult=0.0),
+            meta_mlp=dict(decay_mult=0.0),
+            tau=dict(decay_mult=0.0),
         ),
     ),
 )

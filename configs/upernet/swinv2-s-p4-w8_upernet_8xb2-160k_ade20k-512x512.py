@@ -1,3 +1,0 @@
-_base_ = './swinv2-t-p4-w8_upernet_8xb2-160k_ade20k-512x512.py'
-
-model = dict(backbone=dict(arch='small'))
