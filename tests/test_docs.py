@@ -16,7 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
-from swinv2_mm import SwinTransformerV2
+from swinv2_mm import SwinTransformerV2, SwinTransformerV2CR
 
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -62,6 +62,12 @@ def test_the_torch_example_runs():
     exec(compile(snippet('torch'), 'README.md', 'exec'), {})
 
 
+def test_the_features_example_runs():
+    names = {}
+    exec(compile(snippet('features'), 'README.md', 'exec'), names)
+    assert type(names['features']) is list and names['model'].window_sizes == ((16, 16),) * 4
+
+
 def test_the_examples_of_the_backbone_page_run():
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/backbone.md').read_text(), re.DOTALL)
     assert len(blocks) == 2
@@ -78,7 +84,10 @@ def test_every_option_of_the_backbone_is_in_its_table():
 
     page = (ROOT / 'docs/backbone.md').read_text()
     options = list(inspect.signature(SwinTransformerV2).parameters)
-    assert len(options) > 15
+    options += [
+        name for name in inspect.signature(SwinTransformerV2CR).parameters if name != 'options'
+    ]
+    assert len(options) > 25
     for option in options:
         assert f'`{option}`' in page, option
 
