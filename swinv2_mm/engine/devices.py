@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -80,10 +82,25 @@ def join_processes(cfg: Config, on_gpu: bool) -> None:
     distributed.init_process_group('gloo', timeout=timeout)
 
 
-def leave_processes() -> None:
-    """Takes this process out of the group, if there is one."""
-    if distributed.is_available() and distributed.is_initialized():
+def leave_processes(code: int) -> None:
+    """Takes this process out of its group, if there is one; with gloo, ends it here and now.
+
+    Threads of gloo may still hold tensors then. If they let go of them while Python shuts down, which they need the
+    interpreter for, the process dies of SIGABRT after all its work is done.
+
+    Args:
+        code: The exit code; 0 if the other processes have got here, too.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        return
+    uses_gloo = distributed.get_backend() == 'gloo'
+    if code == 0:
         distributed.destroy_process_group()
+    if uses_gloo:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def describe_device(on_gpu: bool) -> str:

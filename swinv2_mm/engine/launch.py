@@ -190,25 +190,29 @@ def _guarded(run: Callable[[Console], int], launcher: str, trust: bool) -> int:
     rank = process_rank(launcher)
     name = f'rank {rank}' if launcher != 'none' else ''
     with trust_checkpoints(trust), Console(speaks=rank == 0, name=name) as console:
-        try:
-            code = run(console)
-        except (SetupError, CheckpointError) as error:
-            # Every process finds the same; the first one says so.
-            (console.fail if console.speaks else lambda text: console.log(text, 'console'))(
-                str(error)
-            )
-            return EXIT_SETUP
-        except BaseException as error:
-            if was_interrupted(error):
-                console.say('interrupted')
-                return EXIT_INTERRUPTED
-            if not isinstance(error, Exception):
-                raise
-            report_failure(error, console)
-            return EXIT_CRASH
-        if code == EXIT_OK:
-            leave_processes()
+        code = _exit_code(run, console)
+    leave_processes(code)
     return code
+
+
+def _exit_code(run: Callable[[Console], int], console: Console) -> int:
+    """Runs `run`; says what goes wrong."""
+    try:
+        return run(console)
+    except (SetupError, CheckpointError) as error:
+        # Mostly every process finds the same. The first one says so, and its launcher ends the others while they wait.
+        if not console.speaks:
+            time.sleep(_GRACE)
+        console.fail(str(error))
+        return EXIT_SETUP
+    except BaseException as error:
+        if was_interrupted(error):
+            console.say('interrupted')
+            return EXIT_INTERRUPTED
+        if not isinstance(error, Exception):
+            raise
+        report_failure(error, console)
+        return EXIT_CRASH
 
 
 def _require_training(cfg: Config, config: str) -> None:

@@ -1,8 +1,9 @@
 """The linear layer, on oneDNN's matrix products where those are the faster ones.
 
-On a CPU torch takes products in fp32 to MKL, which on processors that are not Intel's keeps to three quarters of what AVX2 offers
-and to half of what AVX-512 does. oneDNN does better, by another operator on each: with AVX-512 the one that torch's
-own compiler uses for linear layers; with AVX2, where that one is no faster than MKL, its convolution with a kernel of one pixel.
+On a CPU torch takes products in fp32 to MKL, which on processors that are not Intel's keeps to three quarters of what
+AVX2 offers and to half of what AVX-512 does. oneDNN does better, by another operator on each: with AVX-512 the one that
+torch's own compiler uses for linear layers; with AVX2, where that one is no faster than MKL, its convolution with a
+kernel of one pixel.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ _LINEAR = None
 if torch.backends.mkldnn.is_available():
     _LINEAR = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
 
-# Measured on two cores with AVX2. The convolution cannot cut many input channels well (a third of the speed at some
-# numbers of rows), and below these numbers of rows or channels MKL is as fast.
+# Measured on two cores with AVX2; outside of these MKL is as fast or faster. With more input channels the convolution
+# runs at a third of its speed at some numbers of rows.
 _CHANNELS = range(16, 2305)
+# The convolution adds up its products one after the other, MKL in parts. Over many channels that doubles the rounding
+# error: of no account for the maps, but gradients of the temperature are sums that cancel.
+_CHANNELS_IN_TRAINING = range(16, 385)
 _ROWS = 64
-_ROWS_OF_INPUT_GRADIENT = 1024
-_ROWS_OF_WEIGHT_GRADIENT = 4096
-_POINTWISE = ((0, 0), (1, 1), (1, 1), 1)  # padding, stride, dilation, groups
+_ROWS_OF_INPUT_GRADIENT = 256
+_CHANNELS_OF_WEIGHT_GRADIENT = range(16, 1537)
+_ROWS_OF_WEIGHT_GRADIENT = 1024
 
 if _LINEAR is not None:
 
@@ -62,7 +66,7 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
         and type(x) in (Tensor, torch.nn.Parameter)
         and type(weight) in (Tensor, torch.nn.Parameter)
         and x.numel() > 0
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.jit.is_tracing()
         and not torch.onnx.is_in_onnx_export()
         and not torch.is_autocast_enabled('cpu')
@@ -71,45 +75,57 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _as_map(x: Tensor) -> Tensor:
-    """Rows as pixels: `(..., H, W, C)` to `(B, C, H, W)` with channels last, anything else to maps one pixel wide."""
+    """Rows as pixels, channels last: `(..., H, W, C)` to `(B, C, H, W)`, anything less to a map one pixel wide."""
     x = x.reshape(1, -1, 1, x.shape[-1]) if x.dim() < 3 else x.reshape(-1, *x.shape[-3:])
     return x.permute(0, 3, 1, 2)
 
 
 def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, least_rows: int = _ROWS
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, channels: range = _CHANNELS
 ) -> Tensor:
-    """`(..., C_in)` times `(C_out, C_in)`, transposed."""
+    """`(..., C_in)` times `(C_out, C_in)`, transposed; by MKL if C_in is not one of `channels`."""
     if _AVX512:
         return _LINEAR(x, weight, bias, 'none', [], '')  # type: ignore[misc]
-    channels = x.shape[-1]
-    if channels not in _CHANNELS or x.numel() < least_rows * channels:
+    if x.shape[-1] not in channels or x.numel() < _ROWS * x.shape[-1]:
         return F.linear(x, weight, bias)
-    rows = x.reshape(1, -1, 1, channels).permute(0, 3, 1, 2)
-    y = torch.mkldnn_convolution(rows, weight[:, :, None, None], bias, *_POINTWISE)
+    kernel = weight[:, :, None, None]
+    y = torch.mkldnn_convolution(_as_map(x), kernel, bias, (0, 0), (1, 1), (1, 1), 1)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> Tensor:
+    """The gradient of `x`, or else of the kernel: a map with channels last, or `(C_out, C_in, 1, 1)`."""
+    return torch.ops.aten.convolution_backward(
+        _as_map(grad), _as_map(x), weight[:, :, None, None], None,
+        (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (of_x, not of_x, False),
+    )[0 if of_x else 1]  # fmt: skip
+
+
+def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """`(..., C_out)` times `(C_out, C_in)`."""
+    if _AVX512:
+        return _product(grad, weight.t())
+    if min(weight.shape) < _CHANNELS[0] or x.numel() < _ROWS_OF_INPUT_GRADIENT * x.shape[-1]:
+        return grad @ weight
+    return _convolution_backward(grad, x, weight, of_x=True).permute(0, 2, 3, 1).reshape(x.shape)
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`(..., C_out)` transposed times `(..., C_in)`."""
-    rows = x.numel() // x.shape[-1]
+    of_rows, rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, x))
     if _AVX512:
-        return _product(grad.reshape(rows, -1).t(), x.reshape(rows, -1).t())
-    if rows < _ROWS_OF_WEIGHT_GRADIENT or min(weight.shape) < _CHANNELS[0]:
-        return grad.reshape(rows, -1).t() @ x.reshape(rows, -1)
-    kernel = weight[:, :, None, None]
-    padding, stride, dilation, groups = _POINTWISE
-    return torch.ops.aten.convolution_backward(
-        _as_map(grad), _as_map(x), kernel, None,
-        stride, padding, dilation, False, (0, 0), groups, (False, True, False),
-    )[1].view_as(weight)  # fmt: skip
+        return _product(of_rows.t(), rows.t())
+    is_map = x.dim() > 3 and len(rows) >= _ROWS_OF_WEIGHT_GRADIENT
+    if is_map and all(channels in _CHANNELS_OF_WEIGHT_GRADIENT for channels in weight.shape):
+        return _convolution_backward(grad, x, weight, of_x=False).view_as(weight)
+    return of_rows.t() @ rows
 
 
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return _product(x, weight, bias, _CHANNELS_IN_TRAINING)
 
     @staticmethod
     @once_differentiable
@@ -117,7 +133,7 @@ class _OneDnnLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _product(grad, weight.t(), least_rows=_ROWS_OF_INPUT_GRADIENT)
+            of_x = _input_gradient(grad, x, weight)
         if ctx.needs_input_grad[1]:
             of_weight = _weight_gradient(grad, x, weight)
         if ctx.needs_input_grad[2]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,11 @@ class MLP(nn.Sequential):
         self.add_module('drop2', nn.Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
-        first = cast(nn.Linear, self.fc1)
-        watched = first._forward_hooks or first._forward_pre_hooks or self.act._forward_hooks
+        first, act, _, second, _ = self
+        watched = first._forward_hooks or first._forward_pre_hooks or act._forward_hooks
         if self.training or torch.is_grad_enabled() or type(first) is not Linear or watched:
             return super().forward(x)
-        return self.fc2(linear(x, first.weight, first.bias, gelu=True))
+        return second(linear(x, first.weight, first.bias, gelu=True))
 
 
 class SwinBlock(nn.Module):

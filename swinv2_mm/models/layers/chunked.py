@@ -1,7 +1,7 @@
-"""Inference of a whole block on a few rows of windows at a time, so that everything between two maps stays in the cache.
+"""Inference of a whole block on a few rows of windows at a time, so that what lies between two maps stays in the cache.
 
-Norms, residuals and MLPs treat each token alone, so windows are independent of one another through a whole block. Beside
-speed this bounds memory: of what a block computes, only one chunk exists at a time.
+Norms, residuals and MLPs treat each token alone, so windows are independent of one another through a whole block.
+Beside speed this bounds memory: of what a block computes, only one chunk exists at a time.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend
-from swinv2_mm.ops.window_attention.fused import attend_window
+from swinv2_mm.ops.window_attention.fused import attend_tile, unit_factors
 
 if TYPE_CHECKING:
     from swinv2_mm.models.layers.block import SwinBlock
 
-# Tokens of a chunk, where windows are not larger. From 1024 to 8192 it hardly matters; below, matrix products get too
-# small.
-CHUNK_TOKENS = 4096
+# Numbers in a chunk of the map, tokens times channels, where windows are not larger. From half to twice of it hardly
+# matters; below, matrix products get too small.
+CHUNK_NUMBERS = 8192 * 96
 
 
 def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
@@ -50,16 +50,23 @@ def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> 
     attn, out = block.attn, torch.empty_like(x)
     exact = torch.promote_types(x.dtype, torch.float32)
     scale, qkv_bias = attn.scale().to(exact), attn.qkv_bias()
-    for band in partition.bands(len(x), CHUNK_TOKENS):
+    biases: dict[tuple[int, int], Tensor] = {}
+    for band in partition.bands(len(x), CHUNK_NUMBERS // x.shape[3]):
         place = (band.images, band.rows)
         qkv = linear(x[place], attn.qkv.weight, qkv_bias)
         attended = x.new_empty(*qkv.shape[:3], x.shape[3])
-        for tile in band.tiles:
-            bias = attn.tile_bias(partition.window, tile.window).to(exact)
-            for part in tile.chunks(len(qkv), 1) if attn.sequential else (tile,):
-                with torch.autocast('cpu', enabled=False):
-                    part.put(attend_window(part.cut(qkv).to(exact), scale, bias), attended)
-        tokens = x[place] + block.norm1(attn.proj(attended))
+        with torch.autocast('cpu', enabled=False):
+            factors = unit_factors(qkv, scale)
+            for tile in band.tiles:
+                if tile.window not in biases:
+                    bias = attn.tile_bias(partition.window, tile.window)
+                    biases[tile.window] = bias.to(exact)
+                for part in tile.chunks(len(qkv), 1) if attn.sequential else (tile,):
+                    attend_tile(part, qkv, factors, biases[tile.window], attended)
+        del qkv, factors  # the MLP can have their memory
+        tokens = attn.proj(attended)
+        del attended
+        tokens = x[place] + block.norm1(tokens)
         tokens += block.norm2(block.mlp(tokens))
         out[place] = tokens if block.norm3 is None else block.norm3(tokens)
     return out

@@ -33,8 +33,6 @@ class DeformableSwinBlock(SwinBlock):
         offsets: Of the last forward pass, `(B, nH, H, W, 2)` in tokens, x before y, without gradient; `None` before.
     """
 
-    windows_are_independent = False
-
     windows_are_independent = False  # a head may look into the next one
 
     def __init__(self, dim: int, num_heads: int, *args: Any, **options: Any) -> None:

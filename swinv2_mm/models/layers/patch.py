@@ -32,7 +32,8 @@ class PatchEmbed(nn.Module):
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        x = self.proj(x).permute(0, 2, 3, 1)
+        # From an image with its channels last come tokens that need not be moved.
+        x = self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
         return x.contiguous() if self.norm is None else self.norm(x)
 
 

@@ -18,70 +18,42 @@ from torch.autograd.function import once_differentiable
 from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
 from swinv2_mm.ops.window_attention.reference import MIN_NORM, expand_bias
 
-# Bytes of scores that a chunk may hold on the CPU: a few times that should stay in its cache.
-CHUNK_BYTES = 2**21
+# Bytes that a chunk may hold on the CPU, so that they stay in its cache: of queries, keys and values in the forward
+# pass, which keeps no scores, and of scores in the backward pass.
+CHUNK_BYTES = 2**22
 # On a GPU a chunk should rather fill the device.
 CHUNK_BYTES_GPU = 2**28
 
 
 def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
     """The biases of a smaller window: the middle of the table, a view `(nH, 2 * h - 1, 2 * w - 1)`."""
-    top, left = (
-        (extent + 1) // 2 - side for extent, side in zip(table.shape[1:], window)
-    )
+    top, left = ((extent + 1) // 2 - side for extent, side in zip(table.shape[1:], window))
     return table[:, top : top + 2 * window[0] - 1, left : left + 2 * window[1] - 1]
 
 
 def inverse_norms(x: Tensor) -> Tensor:
-    """One over the length of the vectors of the last axis, 0 where `reference.normalize` gives 0; `(..., 1)`."""
-    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    """One over the length of the vectors of the last axis, 0 where `reference.normalize` gives 0; `(..., 1)`.
+
+    In fp32 at least.
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
     return norms.clamp_min(MIN_NORM).reciprocal_().masked_fill_(norms <= MIN_NORM, 0)
 
 
-def attend_window(qkv: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """Attention inside windows that are cut already; overwrites `qkv`.
+def unit_factors(qkv: Tensor, scale: Tensor) -> Tensor:
+    """What makes queries unit vectors times `scale`, and keys unit vectors.
 
     Args:
-        qkv: `(n, N, 3 * nH * D)` in fp32 or fp64.
-        scale: `(nH, 1, 1)`.
-        bias: `(nH, N, N)`, in the dtype of `qkv`.
+        qkv: `(B, H, W, 3 * nH * D)`.
+        scale: `(nH, 1, 1)`, in fp32 at least.
 
     Returns:
-        `(n, N, nH * D)`.
+        `(B, H, W, 2 * nH)` in fp32 at least.
     """
-    q, k, v = qkv.unflatten(-1, (3, bias.shape[0], -1)).unbind(2)  # (n, N, nH, D) each
-    q.mul_(inverse_norms(q) * scale.view(-1, 1))
-    k.mul_(inverse_norms(k))
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
-    return out.transpose(1, 2).flatten(2)
-
-
-def windows_per_chunk(
-    heads: int, tile: Tile, device: torch.device, item: int, sequential: bool = False
-) -> int:
-    """How many windows of a tile make a chunk."""
-    if sequential:
-        return 1
-    if torch.compiler.is_compiling():
-        return 2**31  # the compiler has its own way of cutting loops, and would unroll these
-    tokens = tile.window[0] * tile.window[1]
-    budget = CHUNK_BYTES if device.type == 'cpu' else CHUNK_BYTES_GPU
-    return max(1, budget // (heads * tokens * tokens * item))
-
-
-def _forward(
-    qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, sequential: bool
-) -> Tensor:
-    exact = torch.promote_types(qkv.dtype, torch.float32)
-    scale, table = scale.to(exact), table.to(exact)
-    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-    for tile in partition.tiles():
-        bias = expand_bias(crop_table(table, tile.window))
-        most = windows_per_chunk(len(table), tile, qkv.device, exact.itemsize, sequential)
-        for chunk in tile.chunks(len(qkv), most):
-            chunk.put(attend_window(chunk.cut(qkv).to(exact), scale, bias), out)
-    return out
+    factors = inverse_norms(qkv.unflatten(-1, (3, len(scale), -1))[..., :2, :, :])
+    factors[..., 0, :, :].mul_(scale.view(-1, 1))
+    return factors.flatten(-3)
 
 
 def _heads_first(windows: Tensor, parts: int, heads: int) -> Tensor:
@@ -89,10 +61,57 @@ def _heads_first(windows: Tensor, parts: int, heads: int) -> Tensor:
     return windows.unflatten(-1, (parts, heads, -1)).permute(5, 0, 1, 2, 6, 3, 4, 7)
 
 
+def attend_tile(tile: Tile, qkv: Tensor, factors: Tensor, bias: Tensor, out: Tensor) -> None:
+    """Attention inside the windows of a tile.
+
+    Args:
+        tile: Which windows.
+        qkv: `(B, H, W, 3 * nH * D)`.
+        factors: See `unit_factors`.
+        bias: `(nH, N, N)`, in fp32 at least.
+        out: `(B, H, W, nH * D)`; its windows are written.
+    """
+    heads, tokens = bias.shape[:2]
+    source = _heads_first(tile.view(qkv), 3, heads)
+    # While they are cut out, queries and keys are normalised and heads come before tokens, as the attention likes it.
+    cut = bias.new_empty(source.shape)
+    torch.mul(source[:2], _heads_first(tile.view(factors), 2, heads), out=cut[:2])
+    cut[2].copy_(source[2])
+    q, k, v = cut.view(3, -1, heads, tokens, source.shape[-1])
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
+    tile.put(found.transpose(1, 2), out)
+
+
+def windows_per_chunk(bytes_per_window: int, device: torch.device, sequential: bool = False) -> int:
+    """How many windows of a tile make a chunk."""
+    if sequential:
+        return 1
+    if torch.compiler.is_compiling():
+        return 2**31  # the compiler has its own way of cutting loops, and would unroll these
+    budget = CHUNK_BYTES if device.type == 'cpu' else CHUNK_BYTES_GPU
+    return max(1, budget // bytes_per_window)
+
+
+def _forward(
+    qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, sequential: bool
+) -> Tensor:
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+    table = table.to(exact)
+    factors = unit_factors(qkv, scale.to(exact))
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    for tile in partition.tiles():
+        bias = expand_bias(crop_table(table, tile.window))
+        size = tile.window[0] * tile.window[1] * qkv.shape[3] * exact.itemsize
+        most = windows_per_chunk(size, qkv.device, sequential)
+        for chunk in tile.chunks(len(qkv), most):
+            attend_tile(chunk, qkv, factors, bias, out)
+    return out
+
+
 def _backward_of_chunk(
     qkv: Tensor, grad: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward pass of `attend_window`.
+    """Backward pass of the attention inside windows.
 
     Args:
         qkv: `(3, n, nH, N, D)`.
@@ -157,10 +176,8 @@ class _FusedWindowAttention(torch.autograd.Function):
                     expanded = expand_bias(part)
                 bias = expanded.detach()
                 grad_bias = torch.zeros_like(bias)
-                # Two arrays of scores live at once here, in the forward pass hardly one.
-                most = windows_per_chunk(
-                    len(table), tile, qkv.device, 2 * exact.itemsize, ctx.sequential
-                )
+                size = 2 * len(table) * tokens * tokens * exact.itemsize  # two arrays live at once
+                most = windows_per_chunk(size, qkv.device, ctx.sequential)
                 for chunk in tile.chunks(len(qkv), most):
                     source = _heads_first(chunk.view(qkv), 3, len(table))
                     of_out = _heads_first(chunk.view(grad), 1, len(table))

@@ -61,16 +61,10 @@ class Tile:
         place = place.unflatten(1, (self.rows.count, height)).unflatten(3, (self.cols.count, width))
         return place.transpose(2, 3)
 
-    def cut(self, x: Tensor) -> Tensor:
-        """Copy the windows out of `(B, H, W, C)`: `(windows, N, C)`."""
-        # A clone, since the caller may overwrite it, and where a window is as wide as the map this could be a view.
-        windows = self.view(x).clone(memory_format=torch.contiguous_format)
-        return windows.view(-1, self.window[0] * self.window[1], x.shape[3])
-
     def put(self, windows: Tensor, out: Tensor) -> None:
-        """Copy `(windows, N, C)` to their places in `out`, `(B, H, W, C)`."""
+        """Copy `(windows, N, ...)` to their places in `out`, `(B, H, W, C)`."""
         place = self.view(out)
-        place.copy_(windows.view(place.shape))
+        place.copy_(windows.reshape(place.shape))
 
     def chunks(self, images: int, most: int) -> Iterator[Tile]:
         """Split into tiles of at most `most` windows, and at least one.
@@ -152,7 +146,7 @@ class WindowPartition:
         )
 
     def tiles(self) -> tuple[Tile, ...]:
-        """The same cut without shift, padding or labels: tokens attend to one another exactly if they share a window here.
+        """The same cut without shift, padding or labels: tokens attend to one another exactly if they share a window.
 
         What the labels of `regions` keep apart are smaller windows at the border of the map. All windows of
         one size form one tile; there are at most nine.

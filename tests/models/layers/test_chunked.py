@@ -26,7 +26,7 @@ def both(module, x):
 @pytest.mark.parametrize('tokens', [1, 50, 10_000])
 @pytest.mark.parametrize('size', [(8, 10), (9, 13), (3, 17), (2, 2)])
 def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
-    monkeypatch.setattr(chunked_module, 'CHUNK_TOKENS', tokens)
+    monkeypatch.setattr(chunked_module, 'CHUNK_NUMBERS', tokens * 16)
     x = torch.randn(3, *size, 16)
     before = x.clone()
     torch.testing.assert_close(*both(block, x), rtol=1e-5, atol=1e-5)

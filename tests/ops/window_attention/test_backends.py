@@ -48,9 +48,7 @@ def run(attention, tensors, grad, partition):
 
 def check(attention, tensors, grad, partition, dtype):
     results = run(attention, tensors, grad, partition)
-    exact = run(
-        reference_window_attention, [x.double() for x in tensors], grad.double(), partition
-    )
+    exact = run(reference_window_attention, [x.double() for x in tensors], grad.double(), partition)
     for name, mine, theirs in zip(('output', 'qkv', 'scale', 'table'), results, exact):
         assert mine.isfinite().all(), name
         assert mine.dtype == (dtype if name in ('output', 'qkv') else tensors[1].dtype), name
@@ -129,7 +127,9 @@ def test_the_choice_of_a_backend():
     assert choose_backend('auto', cpu) == 'fused'
     assert choose_backend('reference', cpu) == 'reference'
     assert choose_backend('auto', cpu, dropout_p=0.1) == 'reference'
-    with pytest.raises(ValueError, match=r"'fused' cannot drop.*dropout_p is 0\.1.*attn_drop_rate=0"):
+    with pytest.raises(
+        ValueError, match=r"'fused' cannot drop.*dropout_p is 0\.1.*attn_drop_rate=0"
+    ):
         choose_backend('fused', cpu, dropout_p=0.1)
 
 

@@ -69,6 +69,11 @@ def test_no_labels_where_every_window_is_whole():
     assert WindowPartition.fit((16, 8), (8, 8), (0, 0)).regions() is None
 
 
+def windows_of(tile, tokens):
+    """The windows of a tile in `(B, H, W, 1)`: `(windows, N)`."""
+    return tile.view(tokens).reshape(-1, tile.window[0] * tile.window[1])
+
+
 @pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
 @pytest.mark.parametrize('most', [1, 3, 100])
 def test_tiles_are_the_windows_that_the_labels_describe(size, window, shift, most):
@@ -81,8 +86,8 @@ def test_tiles_are_the_windows_that_the_labels_describe(size, window, shift, mos
         for one in set(label) - {-1}:
             masked.add(frozenset(m - 1 for m, other in zip(members, label) if other == one))
     chunks = [chunk for tile in partition.tiles() for chunk in tile.chunks(2, most)]
-    cut = [chunk.cut(tokens) for chunk in chunks]
-    assert {frozenset(row) for piece in cut for row in piece[..., 0].tolist()} == masked
+    cut = [windows_of(chunk, tokens) for chunk in chunks]
+    assert {frozenset(row) for piece in cut for row in piece.tolist()} == masked
     assert sum(piece.numel() for piece in cut) == tokens.numel()
     assert len(partition.tiles()) <= 9
     assert all(len(piece) <= most for piece in cut)
@@ -97,7 +102,7 @@ def test_tiles_are_the_windows_that_the_labels_describe(size, window, shift, mos
 def test_bands_hold_every_window_once(size, window, shift, most):
     partition = WindowPartition.fit(size, window, shift)
     tokens = torch.arange(3 * size[0] * size[1]).view(3, *size, 1)
-    windows = [piece for tile in partition.tiles() for piece in tile.cut(tokens)[..., 0].tolist()]
+    windows = [row for tile in partition.tiles() for row in windows_of(tile, tokens).tolist()]
     found = []
     for band in partition.bands(3, most):
         part = tokens[band.images, band.rows]
@@ -105,5 +110,5 @@ def test_bands_hold_every_window_once(size, window, shift, most):
         assert part.numel() <= most or len(part) == 1
         assert part.numel() <= most or len(rows_of_windows) == 1
         for tile in band.tiles:
-            found += tile.cut(part)[..., 0].tolist()
+            found += windows_of(tile, part).tolist()
     assert sorted(found) == sorted(windows)
