@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_mm.benchmarks.cases import SIZES, Case, shrunk_windows
+from swinv2_mm.benchmarks.contestants import SEQUENTIAL
 from swinv2_mm.benchmarks.task import Task, autocast
 from swinv2_mm.benchmarks.weights import load_weights
 
@@ -23,12 +24,14 @@ def build_ours(case: Mapping[str, Any], options: Mapping[str, Any]) -> Task:
     from swinv2_mm import SwinTransformerV2
 
     parsed = Case.from_dict(case)
+    is_sequential = options['backend'] == SEQUENTIAL
     model = SwinTransformerV2(
         vars(SIZES[parsed.arch]),
         window_size=parsed.window,
         drop_path_rate=0.0,
         norm_cfg=None,
-        attn_backend=options['backend'],
+        attn_backend='auto' if is_sequential else options['backend'],
+        sequential_self_attention=is_sequential,
     )
     return _task(model, model, 'native', parsed, options)
 

@@ -16,7 +16,6 @@ from swinv2_mm.benchmarks.results import add_factors, make_header, make_row
 from swinv2_mm.benchmarks.roofline import METHOD, count_flops
 from swinv2_mm.benchmarks.rounds import Entry, Measured, measure
 from swinv2_mm.benchmarks.weights import write_weights
-from swinv2_mm.ops.window_attention import check_backend
 
 
 def compare_backbones(args: argparse.Namespace, outputs: Outputs) -> None:
@@ -27,7 +26,7 @@ def compare_backbones(args: argparse.Namespace, outputs: Outputs) -> None:
     """
     settings = Settings.of(args)
     cases, sweeps = _plan(args, settings)
-    backends = [ours(check_backend(name)) for name in dict.fromkeys(args.backends)]
+    backends = [ours(name) for name in dict.fromkeys(args.backends)]
     names, absent = sort_out([*args.peers, *args.sweep_peers], BACKBONE_PEERS)
     for name, why in absent.items():
         say(f'{name} is absent: {why}')

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swinv2_mm.ops.window_attention import check_backend
+
 _BACKBONES = 'swinv2_mm.benchmarks.backbones'
 _TRAINING = 'swinv2_mm.benchmarks.training'
 
@@ -77,8 +79,18 @@ def why_absent(library: str) -> str | None:
     return f'{library} is not installed: {_HOW_TO_GET[library]}'
 
 
+SEQUENTIAL = 'sequential'
+"""In place of a backend: attention to one window after the other."""
+
+
 def ours(backend: str) -> Contestant:
-    """Our backbone with one backend of attention."""
+    """Our backbone with one backend of attention.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    if backend != SEQUENTIAL:
+        check_backend(backend)
     return Contestant(f'ours:{backend}', f'{_BACKBONES}:build_ours', None, {'backend': backend})
 
 

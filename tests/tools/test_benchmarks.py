@@ -54,7 +54,7 @@ def compared(run_tool, tmp_path_factory):
         BACKBONE,
         *SMALL,
         *('--peers', 'timm', 'hf', *ABSENT, '--input', '64x128', '--mode', 'eval', 'train'),
-        *('--backends', 'auto', 'reference', '--rounds', '3'),
+        *('--backends', 'auto', 'reference', 'sequential', '--rounds', '3'),
         *('--json', folder / 'a.json', '--markdown', folder / 'a.md', '--plot', folder / 'a.png'),
         env=dict(SWINV2_MM_PEERS=str(folder / 'peers')),
     )
@@ -66,7 +66,7 @@ def test_a_row_for_every_case_and_backend(compared):
     results = read(compared[0] / 'a.json')
     rows = results['rows']
     cases = [(row['mode'], row['backend']) for row in rows]
-    assert cases == [(m, b) for m in ('eval', 'train') for b in ('auto', 'reference')]
+    assert cases == [(m, b) for m in ('eval', 'train') for b in ('auto', 'reference', 'sequential')]
     for row in rows:
         assert (row['input'], row['window'], row['rounds']) == ('64x128', 4, 3)
         assert row['ours_ms'] > 0
@@ -77,7 +77,7 @@ def test_a_row_for_every_case_and_backend(compared):
         low, high = row['ours_quartiles_ms']
         assert low <= row['ours_ms'] <= high
         assert_ratios_are_of_the_samples(row)
-    for row in rows[2:]:  # in training, activations are far more than a page or two
+    for row in rows[3:]:  # in training, activations are far more than a page or two
         assert row['ours_peak_mb'] > 1
         assert row['peers_peak_mb']['timm'] > 1
 
@@ -113,7 +113,7 @@ def test_who_cannot_run_is_named_and_the_others_go_on(compared):
 
 def test_the_header_says_on_what_it_ran(compared):
     header = read(compared[0] / 'a.json')['header']
-    assert '--backends auto reference' in header['command']
+    assert '--backends auto reference sequential' in header['command']
     assert header['machine']['threads'] == 1
     assert header['machine']['cores'] == os.cpu_count()
     assert {'torch', 'timm', 'swinv2_mm'} <= set(header['versions'])

@@ -8,7 +8,7 @@ from functools import partial
 
 from swinv2_mm.benchmarks.cases import MODES
 from swinv2_mm.benchmarks.compare_backbones import compare_backbones
-from swinv2_mm.benchmarks.contestants import BACKBONE_PEERS
+from swinv2_mm.benchmarks.contestants import BACKBONE_PEERS, SEQUENTIAL
 from swinv2_mm.benchmarks.options import add_options
 from swinv2_mm.benchmarks.report import run_tool
 from swinv2_mm.ops.window_attention import available_backends
@@ -24,7 +24,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--window', nargs='+', type=int, default=[8], help='windows (8)')
     parser.add_argument('--mode', nargs='+', choices=MODES, default=['eval'])
     parser.add_argument(
-        '--backends', nargs='+', choices=available_backends(), default=['auto'], help='ours (auto)'
+        '--backends',
+        nargs='+',
+        choices=(*available_backends(), SEQUENTIAL),
+        default=['auto'],
+        help='ours (auto)',
     )
     parser.add_argument(
         '--compile-peers', action='store_true', help='measure each peer under torch.compile, too'
