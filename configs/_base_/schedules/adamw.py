@@ -1,7 +1,8 @@
-# AdamW as every config here uses it; schedules set `lr` and `weight_decay`.
+# AdamW as every config here uses it; schedules set `lr` and `weight_decay`. `fused`: one kernel for
+# all parameters, on a CPU as on a GPU.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     # No decay for norms and biases, in backbone and heads alike. The attention's `q_bias` and
     # `v_bias` are bare parameters, which `bias_decay_mult` does not see. `cpb_mlp` (position bias)
     # and `logit_scale` (attention temperature) are SwinV2's own: zero is no natural value for them.

@@ -1,7 +1,7 @@
 """RoIAlign of the mmcv stand-in (He et al., "Mask R-CNN", ICCV 2017).
 
-The average mode runs on torchvision's kernels; they have no max mode, which is written with torch on the sample
-points of `roi_samples`.
+The average mode runs on torchvision's kernels, but for the gradient on a CPU: theirs takes one sample of one channel
+after the other, on one core. They have no max mode, which is written with torch on the sample points of `roi_samples`.
 
 Shape legend: B images, C channels, H W feature height and width, K regions, (Ph, Pw) bins of a region.
 """
@@ -11,9 +11,12 @@ import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
 from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
-from swinv2_mm.ops.mmcv_ext.roi_samples import OUTSIDE, axis_corners, sample_groups
+from swinv2_mm.ops.mmcv_ext.roi_samples import OUTSIDE, axis_corners, bin_weights, sample_groups
 
 MAX, AVERAGE = 0, 1
+
+# Of rows and columns, to bound memory (float32: 32 MB).
+_WEIGHTS_AT_A_TIME = 2**23
 
 
 def roi_align_forward(
@@ -105,6 +108,8 @@ def roi_align_backward(
     grad = grad_output.to(dtype)
     if pool_mode == MAX:
         grad_input += _scatter_to_greatest(grad, rois, argmax_y, argmax_x, grad_input.shape)
+    elif grad.device.type == 'cpu':
+        _add_by_products(grad, rois, grad_input, spatial_scale, sampling_ratio, aligned)
     elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
         grad_input += scatter_to_all(
             grad, rois, grad_input.shape, spatial_scale, sampling_ratio, aligned
@@ -163,6 +168,35 @@ def scatter_to_all(
         for index, weight in group.corners:
             sums.index_add_(0, index.flatten(), (share * weight[..., None]).flatten(0, 3))
     return sums.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _add_by_products(
+    grad: Tensor,
+    rois: Tensor,
+    grad_input: Tensor,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> None:
+    """The gradient of average pooling as two small matrix products per region, added where the region lies."""
+    size, bins = (grad_input.size(2), grad_input.size(3)), (grad.size(2), grad.size(3))
+    at_a_time = max(1, _WEIGHTS_AT_A_TIME // (size[0] * bins[0] + size[1] * bins[1]))
+    for part, grads in zip(rois.split(at_a_time), grad.split(at_a_time)):
+        rows, columns = bin_weights(part, size, bins, spatial_scale, sampling_ratio, aligned)
+        spans = zip(part[:, 0].long().tolist(), _spans(rows), _spans(columns))
+        for k, (image, (top, bottom), (left, right)) in enumerate(spans):
+            if top < bottom and left < right:
+                across = grads[k] @ columns[k, :, left:right]  # (C, Ph, right - left)
+                grad_input[image, :, top:bottom, left:right] += rows[k, :, top:bottom].t() @ across
+
+
+def _spans(weights: Tensor) -> list[list[int]]:
+    """The range of pixels that have weight in any bin, for each region of (K, bins, pixels): 0, 0 for none."""
+    counts = weights.ne(0).any(dim=1)
+    index = torch.arange(weights.size(2), device=weights.device)
+    first = torch.where(counts, index, weights.size(2)).amin(dim=1)
+    behind = torch.where(counts, index + 1, 0).amax(dim=1)
+    return torch.stack((first, behind), dim=1).tolist()
 
 
 def _scatter_to_greatest(

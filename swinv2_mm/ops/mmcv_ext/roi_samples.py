@@ -1,4 +1,4 @@
-"""Where RoIAlign samples a feature map: positions, the four pixels around each, and their weights.
+"""Where RoIAlign samples a feature map: positions, the pixels around each, and their weights.
 
 Shape legend: K regions of a call, k of a group, (Ph, Pw) bins of a region, (Gh, Gw) samples of a bin,
 S = Gh * Gw, H W feature height and width.
@@ -55,14 +55,7 @@ def sample_groups(
     Yields:
         `Samples`. A region without samples comes in none of them.
     """
-    start = rois[:, 1:3] * spatial_scale - (0.5 if aligned else 0.0)  # (K, 2): x, y
-    extent = rois[:, 3:] * spatial_scale - (0.5 if aligned else 0.0) - start
-    extent = extent.clamp(min=0.0 if aligned else 1.0)
-    bin_size = extent / extent.new_tensor([bins[1], bins[0]])
-    if sampling_ratio > 0:
-        counts = torch.full_like(extent, sampling_ratio, dtype=torch.long)
-    else:
-        counts = bin_size.ceil().long()
+    start, bin_size, counts = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
     for count in counts.unique(dim=0):
         grid_w, grid_h = (int(n) for n in count)
         samples = grid_h * grid_w
@@ -74,6 +67,47 @@ def sample_groups(
             y = _positions(start[inds, 1], bin_size[inds, 1], bins[0], grid_h)
             x = _positions(start[inds, 0], bin_size[inds, 0], bins[1], grid_w)
             yield _samples(inds, rois[inds, 0].long(), y, x, size)
+
+
+def bin_weights(
+    rois: Tensor,
+    size: tuple[int, int],
+    bins: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor]:
+    """How much each row and each column of the map counts in the average of a bin.
+
+    A bin's samples are all pairs of a row and a column position, so that a pixel's weight in it is the product of its
+    row's weight and its column's.
+
+    Args:
+        rois: (K, 5), as for `sample_groups`, and so are the others.
+        size: (H, W).
+        bins: (Ph, Pw).
+        spatial_scale: feature pixels per image pixel.
+        sampling_ratio: samples per bin and direction; 0 takes about one per feature pixel.
+        aligned: whether pixel centres lie at half coordinates.
+
+    Returns:
+        (K, Ph, H) weights of rows and (K, Pw, W) of columns; all 0 for a region without samples.
+    """
+    start, bin_size, counts = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
+
+    def along(axis: int, length: int, parts: int) -> Tensor:
+        weights = rois.new_zeros(len(rois), parts, length)
+        count = counts[:, axis, None].to(rois.dtype)
+        step = bin_size[:, axis, None]
+        first = torch.arange(parts, device=rois.device) * step + start[:, axis, None]
+        for sample in range(int(count.max()) if len(rois) else 0):
+            coords = first + (sample + 0.5) * step / count.clamp(min=1)
+            share = (sample < count).to(rois.dtype) / count.clamp(min=1)
+            for index, weight in axis_corners(coords, length):
+                weights.scatter_add_(2, index[..., None], (weight * share)[..., None])
+        return weights
+
+    return along(1, size[0], bins[0]), along(0, size[1], bins[1])
 
 
 def axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -93,6 +127,23 @@ def axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tupl
     fraction = coords - lower
     index = lower.long()
     return (index, (1 - fraction) * inside), ((index + 1).clamp(max=size - 1), fraction * inside)
+
+
+def _sample_grid(
+    rois: Tensor,
+    bins: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start, size of a bin (both in feature pixels) and samples per bin of each region, (K, 2) each: x, y."""
+    start = rois[:, 1:3] * spatial_scale - (0.5 if aligned else 0.0)
+    extent = rois[:, 3:] * spatial_scale - (0.5 if aligned else 0.0) - start
+    extent = extent.clamp(min=0.0 if aligned else 1.0)
+    bin_size = extent / extent.new_tensor([bins[1], bins[0]])
+    if sampling_ratio > 0:
+        return start, bin_size, torch.full_like(extent, sampling_ratio, dtype=torch.long)
+    return start, bin_size, bin_size.ceil().long()
 
 
 def _positions(start: Tensor, bin_size: Tensor, bins: int, samples: int) -> Tensor:
