@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from swinv2_mm.benchmarks.cases import Case, grid, parse_size
-from swinv2_mm.benchmarks.contestants import BACKBONE_PEERS, Contestant, ours, peer, product
+from swinv2_mm.benchmarks.contestants import BACKBONE_PEERS, Contestant, ours, peer, products
 from swinv2_mm.benchmarks.options import Settings, sort_out
 from swinv2_mm.benchmarks.processes import Pool
 from swinv2_mm.benchmarks.report import Outputs, Report, say
@@ -66,7 +66,7 @@ class _Run:
         """Measures cases in the same rounds; returns a row for each case and backend of ours."""
         say(f'{", ".join(map(str, cases))}: {", ".join(c.name for c in contestants)}')
         entries = [Entry(contestant, case) for case in cases for contestant in contestants]
-        entries.append(Entry(product(), cases[0]))  # once a round is enough
+        entries += [Entry(product, cases[0]) for product in products()]  # once a round is enough
         found: Measured = measure(
             self.pool,
             entries,

@@ -44,6 +44,9 @@ BACKBONE_PEERS = {
 }
 """Library of each peer, by its name on the command line."""
 
+PRODUCTS = {'matmul': 'roofline', 'mm': 'share_of_mm'}
+"""Matrix products that are measured beside the models, and the field that says which share of their rate is ours."""
+
 TRAINING_PEERS = {'mmpretrain': 'mmpretrain', 'swin_v1': 'mmdet'}
 
 _HOW_TO_GET = {
@@ -104,9 +107,10 @@ def peer(name: str, compiled: bool = False) -> Contestant:
     )
 
 
-def product() -> Contestant:
-    """A large matrix product: what the machine can do at that moment."""
-    return Contestant('matmul', 'swinv2_mm.benchmarks.roofline:build_product')
+def products() -> list[Contestant]:
+    """Large matrix products, `PRODUCTS`: what the machine can do at that moment."""
+    builder = 'swinv2_mm.benchmarks.roofline:build_product'
+    return [Contestant(name, builder, None, {'product': name}) for name in PRODUCTS]
 
 
 def trainer(name: str) -> Contestant:

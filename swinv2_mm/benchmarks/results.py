@@ -17,6 +17,7 @@ import torch
 
 import swinv2_mm
 from swinv2_mm.benchmarks.cases import needs_padding
+from swinv2_mm.benchmarks.contestants import PRODUCTS
 from swinv2_mm.benchmarks.rounds import Entry, Measured
 from swinv2_mm.benchmarks.summary import fastest, median, pairwise_ratio, quartiles, share_of_peak
 
@@ -34,7 +35,11 @@ def make_row(entry: Entry, found: Measured, flops: int | None = None) -> dict[st
     case = entry.case
     everyone = {*found.samples, *found.failures}
     beside = sorted(
-        (e for e in everyone if e.case == case and not e.contestant.is_ours and e.name != 'matmul'),
+        (
+            e
+            for e in everyone
+            if e.case == case and not e.contestant.is_ours and e.name not in PRODUCTS
+        ),
         key=lambda e: e.name,
     )
     ran = [e for e in beside if e in found.samples]
@@ -60,6 +65,7 @@ def make_row(entry: Entry, found: Measured, flops: int | None = None) -> dict[st
         'ours_peak_mb': found.peaks.get(entry),
         'peers_peak_mb': {e.name: found.peaks[e] for e in ran if e in found.peaks},
         'roofline': None,
+        'share_of_mm': None,
         'shared_weights': {e.name: found.infos[e].get('shared_weights', False) for e in ran},
         'max_relative_difference': {
             e.name: found.differences[e] for e in ran if e in found.differences
@@ -81,15 +87,16 @@ def make_row(entry: Entry, found: Measured, flops: int | None = None) -> dict[st
 
 def _add_roofline(row: dict[str, Any], entry: Entry, found: Measured, flops: int | None) -> None:
     mine = found.samples.get(entry)
-    of_case = [e for e in found.samples if e.name == 'matmul' and e.case.dtype == entry.case.dtype]
-    if flops is None or not of_case or not mine:
+    if flops is None or not mine:
         return
-    product = found.samples[of_case[0]]
-    product_flops = found.infos[of_case[0]]['flops']
-    row['roofline'] = share_of_peak(mine, product, flops, product_flops)
     row['gflops'] = flops / 1e9
-    row['matmul_gflops_per_s'] = product_flops / (median(product) * 1e6)
-    row['samples_ms']['matmul'] = product
+    for name, field in PRODUCTS.items():
+        for product, samples in found.samples.items():
+            if product.name == name and product.case.dtype == entry.case.dtype:
+                product_flops = found.infos[product]['flops']
+                row[field] = share_of_peak(mine, samples, flops, product_flops)
+                row[f'{name}_gflops_per_s'] = product_flops / (median(samples) * 1e6)
+                row['samples_ms'][name] = samples
 
 
 def add_factors(rows: Sequence[dict[str, Any]], kind: str) -> None:

@@ -23,7 +23,12 @@ SIDE = {'cpu': 2048, 'cuda': 8192}
 
 
 def build_product(case: Mapping[str, Any], options: Mapping[str, Any]) -> Task:
-    """The product of two large square matrices in the dtype of the case, by the faster of torch's two libraries."""
+    """The product of two large square matrices in the dtype of the case.
+
+    Args:
+        case: Of which dtype and device count.
+        options: `product` is `'mm'` for `torch.mm`, `'matmul'` for the faster of the libraries that torch has.
+    """
     parsed = Case.from_dict(case)
     side = SIDE[parsed.device]
     dtype = AUTOCAST.get(parsed.dtype, torch.float32)
@@ -36,7 +41,9 @@ def build_product(case: Mapping[str, Any], options: Mapping[str, Any]) -> Task:
         with torch.no_grad():
             linear(left, right)
 
-    by = min((run, run_linear), key=_shortest_time) if uses_onednn(left, right) else run
+    by = run
+    if options['product'] == 'matmul' and uses_onednn(left, right):
+        by = min((run, run_linear), key=_shortest_time)
     library = 'torch.mm' if by is run else 'oneDNN'
     return Task(by, None, parsed.device, {'flops': 2 * side**3, 'side': side, 'library': library})
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swinv2_mm.benchmarks.cases import Case
-from swinv2_mm.benchmarks.contestants import Contestant
+from swinv2_mm.benchmarks.contestants import PRODUCTS, Contestant
 from swinv2_mm.benchmarks.processes import ContestantError, Pool, Worker
 
 
@@ -128,7 +128,7 @@ def _compare(
 ) -> None:
     """Compares the stage maps of every case with those of our first backend."""
     for case in dict.fromkeys(entry.case for entry in entries):
-        mine = [entry for entry in entries if entry.case == case and entry.name != 'matmul']
+        mine = [entry for entry in entries if entry.case == case and entry.name not in PRODUCTS]
         if not mine or not mine[0].contestant.is_ours or mine[0] in found.failures:
             continue
         path = pool.folder / 'maps.pth'

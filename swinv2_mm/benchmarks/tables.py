@@ -47,6 +47,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
         columns.append(('ours, images/s', lambda row: _number(row.get('ours_images_per_s'), 2)))
     if any(row['roofline'] for row in rows):
         columns.append(('roofline', lambda row: _percent(row['roofline'])))
+        columns.append(('of torch.mm', lambda row: _percent(row.get('share_of_mm'))))
     return columns
 
 
@@ -62,6 +63,7 @@ def _sweep_columns(rows: Sequence[Row]) -> list[Column]:
         columns.append((f'{name}, peak MB', _peer_peak(name)))
     if any(row['roofline'] for row in rows):
         columns.append(('roofline', lambda row: _percent(row['roofline'])))
+        columns.append(('of torch.mm', lambda row: _percent(row.get('share_of_mm'))))
     return columns
 
 

@@ -73,7 +73,7 @@ def test_a_row_for_every_case_and_backend(compared):
         assert list(row['peers_ms']) == ['timm']
         assert row['shared_weights'] == {'timm': True}
         assert 0 < row['roofline'] < 1
-        assert set(row['samples_ms']) == {'ours', 'timm', 'matmul'}
+        assert set(row['samples_ms']) == {'ours', 'timm', 'matmul', 'mm'}
         low, high = row['ours_quartiles_ms']
         assert low <= row['ours_ms'] <= high
         assert_ratios_are_of_the_samples(row)
@@ -87,9 +87,10 @@ def test_the_roofline_is_flops_over_the_rate_of_the_product(compared):
         flops = count_flops(Case((64, 128), 4, row['mode'], 'nano'))
         assert row['gflops'] * 1e9 == pytest.approx(flops)
         samples = row['samples_ms']
-        ideal = [row['gflops'] / (2 * 2048**3 / 1e9 / ms) for ms in samples['matmul']]
-        shares = [best / ours for best, ours in zip(ideal, samples['ours'])]
-        assert row['roofline'] == pytest.approx(statistics.median(shares))
+        for name, field in (('matmul', 'roofline'), ('mm', 'share_of_mm')):
+            ideal = [row['gflops'] / (2 * 2048**3 / 1e9 / ms) for ms in samples[name]]
+            shares = [best / ours for best, ours in zip(ideal, samples['ours'])]
+            assert row[field] == pytest.approx(statistics.median(shares))
 
 
 def test_the_peers_compute_the_same(compared):
