@@ -26,10 +26,11 @@ if torch.backends.mkldnn.is_available():
 # Measured on two cores with AVX2; outside of these MKL is as fast or faster. With more input channels the convolution
 # runs at a third of its speed at some numbers of rows.
 _CHANNELS = range(16, 2305)
-# The convolution adds up its products one after the other, MKL in parts. Over many channels that doubles the rounding
-# error: of no account for the maps, but gradients of the temperature are sums that cancel. With this limit they agree
-# with other implementations to 1e-5.
-_CHANNELS_IN_TRAINING = range(16, 193)
+# oneDNN adds up the products over all channels one after the other, MKL in parts of as many. Over many channels that
+# doubles the rounding error: of no account for the maps, but gradients of the temperature are sums that cancel. In
+# parts they agree with other implementations to 1e-5; for gradients of the input larger parts do.
+_CHANNELS_OF_A_PART = 192
+_CHANNELS_OF_A_GRADIENT_PART = 768
 _ROWS = 64
 _ROWS_OF_INPUT_GRADIENT = 256
 _CHANNELS_OF_WEIGHT_GRADIENT = range(16, 1537)
@@ -81,17 +82,32 @@ def _as_map(x: Tensor) -> Tensor:
     return x.permute(0, 3, 1, 2)
 
 
-def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, channels: range = _CHANNELS
-) -> Tensor:
-    """`(..., C_in)` times `(C_out, C_in)`, transposed; by MKL if C_in is not one of `channels`."""
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`(..., C_in)` times `(C_out, C_in)`, transposed."""
     if _AVX512:
         return _LINEAR(x, weight, bias, 'none', [], '')  # type: ignore[misc]
-    if x.shape[-1] not in channels or x.numel() < _ROWS * x.shape[-1]:
+    if x.shape[-1] not in _CHANNELS or x.numel() < _ROWS * x.shape[-1]:
         return F.linear(x, weight, bias)
     kernel = weight[:, :, None, None]
     y = torch.mkldnn_convolution(_as_map(x), kernel, bias, (0, 0), (1, 1), (1, 1), 1)
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], len(weight))
+
+
+def _product_in_parts(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, channels: int = _CHANNELS_OF_A_PART
+) -> Tensor:
+    """As `_product`, with less rounding: adds up the products of so many input channels at a time."""
+    if x.shape[-1] <= channels:
+        return _product(x, weight, bias)
+    if not _AVX512:
+        return F.linear(x, weight, bias)  # as fast as convolutions in parts
+    rows, kernels = (tensor.split(channels, dim=-1) for tensor in (x, weight))
+    # oneDNN reads a transposed kernel as fast, but not one with gaps.
+    kernels = [part if part.t().is_contiguous() else part.contiguous() for part in kernels]
+    y = _product(rows[0], kernels[0], bias)
+    for row, kernel in zip(rows[1:], kernels[1:]):
+        y += _product(row, kernel)
+    return y
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> Tensor:
@@ -105,7 +121,7 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`(..., C_out)` times `(C_out, C_in)`."""
     if _AVX512:
-        return _product(grad, weight.t())
+        return _product_in_parts(grad, weight.t(), channels=_CHANNELS_OF_A_GRADIENT_PART)
     if min(weight.shape) < _CHANNELS[0] or x.numel() < _ROWS_OF_INPUT_GRADIENT * x.shape[-1]:
         return grad @ weight
     return _convolution_backward(grad, x, weight, of_x=True).permute(0, 2, 3, 1).reshape(x.shape)
@@ -126,7 +142,7 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias, _CHANNELS_IN_TRAINING)
+        return _product_in_parts(x, weight, bias)
 
     @staticmethod
     @once_differentiable
