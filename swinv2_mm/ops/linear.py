@@ -26,7 +26,7 @@ if torch.backends.mkldnn.is_available():
 # Measured on two cores with AVX2; outside of these MKL is as fast or faster. With more input channels the convolution
 # runs at a third of its speed at some numbers of rows.
 _CHANNELS = range(16, 2305)
-# oneDNN adds up the products over all channels one after the other, MKL in parts of as many. Over many channels that
+# oneDNN adds up the products over all channels one after the other, MKL in parts of 192. Over many channels that
 # doubles the rounding error: of no account for the maps, but gradients of the temperature are sums that cancel. In
 # parts they agree with other implementations to 1e-5; for gradients of the input larger parts do.
 _CHANNELS_OF_A_PART = 192
