@@ -47,7 +47,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
                 _curves(right, swept, kind, 'peak_mb', 'peak memory of a call, MB')
                 left.legend(fontsize=8)
     machine = results['header']['machine']
-    figure.suptitle(f'{machine["gpu"] or machine["cpu"]}, {machine["threads"]} threads', fontsize=9)
+    where = machine['gpu'] or f'{machine["cpu"]} ({machine["cpu_capability"]})'
+    figure.suptitle(f'{where}, {machine["threads"]} threads', fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
@@ -88,6 +89,8 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], unit: str, title: str) -
 
 def _curves(axes: Any, rows: Sequence[Mapping[str, Any]], kind: str, unit: str, title: str) -> None:
     """A line per contestant over resolution or window, both axes logarithmic."""
+    from matplotlib.ticker import LogLocator
+
     for place, name in enumerate(_names(rows)):
         points = [(_extent(row, kind), _value(row, name, unit)) for row in rows]
         points = [(x, y) for x, y in points if y is not None]
@@ -96,6 +99,8 @@ def _curves(axes: Any, rows: Sequence[Mapping[str, Any]], kind: str, unit: str, 
             axes.loglog(*zip(*points), marker='o', color=color, label=name)
     ticks = [_extent(row, kind) for row in rows]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter('{x:g}')
     axes.minorticks_off()
     axes.set_xlabel('side of the image, pixels' if kind == 'resolution' else 'window, tokens')
     axes.set_ylabel(title)
