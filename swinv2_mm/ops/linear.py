@@ -130,7 +130,9 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """`(..., C_out)` transposed times `(..., C_in)`."""
     of_rows, rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, x))
-    if _AVX512:
+    if _AVX512:  # which copies its first operand to transpose it: rather the narrower one, and what comes out
+        if x.shape[-1] < grad.shape[-1] < len(rows):
+            return _product(rows.t(), of_rows.t()).t()
         return _product(of_rows.t(), rows.t())
     is_map = x.dim() > 3 and len(rows) >= _ROWS_OF_WEIGHT_GRADIENT
     if is_map and all(channels in _CHANNELS_OF_WEIGHT_GRADIENT for channels in weight.shape):
