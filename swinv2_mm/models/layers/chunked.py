@@ -6,6 +6,7 @@ Beside speed this bounds memory: of what a block computes, only one chunk exists
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +40,16 @@ def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
     )
 
 
+@cache
+def keep_freed_memory() -> None:
+    """Have glibc keep what a call frees, up to 64 MB, for the next one.
+
+    Otherwise it hands memory back to the system and gets it anew, to be cleared page by page, during every call. It
+    keeps twice the largest block that it has seen freed, if that was below 32 MB; this frees one, which nobody used.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
 def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> Tensor:
     """Map `(B, H, W, C)` to the same shape, as the block does.
 
@@ -47,6 +58,7 @@ def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> 
         x: Its input.
         partition: How its attention cuts the map.
     """
+    keep_freed_memory()
     attn, out = block.attn, torch.empty_like(x)
     exact = torch.promote_types(x.dtype, torch.float32)
     scale, qkv_bias = attn.scale().to(exact), attn.qkv_bias()
@@ -61,8 +73,15 @@ def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> 
                 if tile.window not in biases:
                     bias = attn.tile_bias(partition.window, tile.window)
                     biases[tile.window] = bias.to(exact)
-                for part in tile.chunks(len(qkv), 1) if attn.sequential else (tile,):
-                    attend_tile(part, qkv, factors, biases[tile.window], attended)
+                attend_tile(
+                    tile,
+                    qkv,
+                    factors,
+                    biases[tile.window],
+                    attended,
+                    attn.sequential,
+                    products=True,
+                )
         del qkv, factors  # the MLP can have their memory
         tokens = attn.proj(attended)
         del attended

@@ -9,6 +9,7 @@ import torch
 from swinv2_mm.models.layers import SwinBlock, SwinStage
 from swinv2_mm.models.layers import chunked as chunked_module
 from swinv2_mm.models.layers.chunked import runs_chunked
+from swinv2_mm.ops.window_attention import fused
 
 
 @pytest.fixture
@@ -31,6 +32,14 @@ def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
     before = x.clone()
     torch.testing.assert_close(*both(block, x), rtol=1e-5, atol=1e-5)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('tokens', [0, 10_000])
+@pytest.mark.parametrize('size', [1, 2**22])
+def test_products_equal_the_kernel(block, tokens, size, monkeypatch):
+    monkeypatch.setattr(fused, 'TOKENS_OF_PRODUCTS', tokens)
+    monkeypatch.setattr(fused, 'CHUNK_BYTES', size)
+    torch.testing.assert_close(*both(block, torch.randn(3, 9, 13, 16)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
