@@ -160,8 +160,8 @@ class SwinTransformerV2(BaseModule):
         if sequential_self_attention and (attn_drop_rate or attn_backend == 'reference'):
             raise ValueError(
                 f'sequential_self_attention=True with attn_drop_rate={attn_drop_rate} and '
-                f"attn_backend={attn_backend!r}: it needs attn_drop_rate=0 and attn_backend='auto' or 'fused', since "
-                'what drops attention weights keeps those of all windows'
+                f"attn_backend={attn_backend!r}: it needs attn_drop_rate=0 and another attn_backend, such as 'auto', "
+                'since what drops attention weights keeps those of all windows'
             )
         self.input_resolution: Pair | None = None
         self.in_channels = in_channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,6 @@ from swinv2_mm.models.layers.linear import Linear
 from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, PositionBias
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.window_attention import WindowPartition, window_attention
-from swinv2_mm.ops.window_attention.fused import crop_table
-from swinv2_mm.ops.window_attention.reference import expand_bias
 
 # The paper keeps the temperature above 0.01, so the learned scale never exceeds 100.
 MAX_LOG_SCALE = math.log(1.0 / 0.01)
@@ -54,7 +53,7 @@ class WindowAttention(nn.Module):
         self.build_scores(dim, num_heads, window_size, pretrained_window_size, qkv_bias)
         self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._tile_biases = EvalCache()
+        self._biases = EvalCache()
         self.reset_parameters()
 
     def build_scores(
@@ -99,21 +98,21 @@ class WindowAttention(nn.Module):
         """Bias by offset between the tokens of a window, `(nH, 2 * Wh - 1, 2 * Ww - 1)` in fp32 at least."""
         return self.position_mlp(window)
 
-    def tile_bias(self, window: tuple[int, int], part: tuple[int, int]) -> Tensor:
-        """The bias between all tokens of a window or a part of it, remembered for inference on a CPU.
+    def remembered_bias(
+        self, window: tuple[int, int], name: Hashable, change: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """What an attention backend makes of the position bias, remembered for inference on a CPU.
 
         Args:
             window: Height and width of the window, as for `position_bias`.
-            part: Height and width of the part, no larger.
-
-        Returns:
-            `(nH, n, n)`, n tokens of the part, query before key.
+            name: Of what is made of it.
+            change: Makes it from `position_bias(window)`.
         """
         source = self.position_mlp
-        return self._tile_biases.get(
-            (window, part),
+        return self._biases.get(
+            (window, name),
             (*source.parameters(), *source.buffers()),
-            lambda: expand_bias(crop_table(self.position_bias(window), part)).contiguous(),
+            lambda: change(self.position_bias(window)),
         )
 
     def forward(self, x: Tensor, partition: WindowPartition) -> Tensor:

@@ -6,6 +6,7 @@ Beside speed this bounds memory: of what a block computes, only one chunk exists
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,13 @@ from torch import Tensor
 
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend
-from swinv2_mm.ops.window_attention.fused import attend_tile, unit_factors
+from swinv2_mm.ops.window_attention.fused import attend_tiles, crop_table
+from swinv2_mm.ops.window_attention.llvm_backend import attend, lay_out_table
+from swinv2_mm.ops.window_attention.partition import Band
+from swinv2_mm.ops.window_attention.reference import expand_bias
 
 if TYPE_CHECKING:
+    from swinv2_mm.models.layers.attention import WindowAttention
     from swinv2_mm.models.layers.block import SwinBlock
 
 # Numbers in a chunk of the map, tokens times channels, where windows are not larger. From half to twice of it hardly
@@ -31,8 +36,9 @@ def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and block.windows_are_independent
         and x.device.type == 'cpu'
+        and block.attn.backend in ('auto', 'fused', 'llvm')
         and not torch.jit.is_tracing()
-        and choose_backend(block.attn.backend, x.device) == 'fused'
+        and not torch.onnx.is_in_onnx_export()
         and not any(
             part.training or part._forward_hooks or part._forward_pre_hooks
             for part in block.modules()
@@ -50,6 +56,37 @@ def keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+def _attention(
+    attn: WindowAttention, partition: WindowPartition
+) -> Callable[[Tensor, Band], Tensor]:
+    """From queries, keys and values of a band, `(B, H, W, 3 * C)`, to what its windows attend to, `(B, H, W, C)`."""
+    window, scale = partition.window, attn.scale()
+
+    @cache
+    def bias_of(part: tuple[int, int]) -> Tensor:
+        return attn.remembered_bias(
+            window, part, lambda table: expand_bias(crop_table(table, part)).contiguous()
+        )
+
+    def run(qkv: Tensor, band: Band) -> Tensor:
+        head_dim = qkv.shape[3] // (3 * attn.num_heads)
+        backend = choose_backend(attn.backend, qkv.device, head_dim=head_dim, dtype=qkv.dtype)
+        with torch.autocast('cpu', enabled=False):
+            if backend == 'llvm':
+                table = attn.remembered_bias(window, backend, lay_out_table)
+                return attend(qkv, scale.float(), table, window, band.runs)
+            exact = torch.promote_types(qkv.dtype, torch.float32)
+            return attend_tiles(
+                band.tiles,
+                qkv,
+                scale.to(exact),
+                lambda part: bias_of(part).to(exact),
+                attn.sequential,
+            )
+
+    return run
+
+
 def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> Tensor:
     """Map `(B, H, W, C)` to the same shape, as the block does.
 
@@ -60,31 +97,11 @@ def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> 
     """
     keep_freed_memory()
     attn, out = block.attn, torch.empty_like(x)
-    exact = torch.promote_types(x.dtype, torch.float32)
-    scale, qkv_bias = attn.scale().to(exact), attn.qkv_bias()
-    biases: dict[tuple[int, int], Tensor] = {}
+    qkv_bias, attention = attn.qkv_bias(), _attention(attn, partition)
     for band in partition.bands(len(x), CHUNK_NUMBERS // x.shape[3]):
         place = (band.images, band.rows)
-        qkv = linear(x[place], attn.qkv.weight, qkv_bias)
-        attended = x.new_empty(*qkv.shape[:3], x.shape[3])
-        with torch.autocast('cpu', enabled=False):
-            factors = unit_factors(qkv, scale)
-            for tile in band.tiles:
-                if tile.window not in biases:
-                    bias = attn.tile_bias(partition.window, tile.window)
-                    biases[tile.window] = bias.to(exact)
-                attend_tile(
-                    tile,
-                    qkv,
-                    factors,
-                    biases[tile.window],
-                    attended,
-                    attn.sequential,
-                    products=True,
-                )
-        del qkv, factors  # the MLP can have their memory
-        tokens = attn.proj(attended)
-        del attended
+        tokens = attention(linear(x[place], attn.qkv.weight, qkv_bias), band)
+        tokens = attn.proj(tokens)
         tokens = x[place] + block.norm1(tokens)
         tokens += block.norm2(block.mlp(tokens))
         out[place] = tokens if block.norm3 is None else block.norm3(tokens)

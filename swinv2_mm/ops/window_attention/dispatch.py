@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from swinv2_mm.ops.window_attention.fused import fused_window_attention
+from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention, why_not_llvm
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
 from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention, why_not_triton
 
-_NAMES = ('auto', 'reference', 'fused', 'triton')
+_NAMES = ('auto', 'reference', 'fused', 'llvm', 'triton')
+_WHY_NOT = {'llvm': why_not_llvm, 'triton': why_not_triton}
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # since torch 2.7
 
 
 def available_backends() -> tuple[str, ...]:
@@ -54,17 +57,21 @@ def choose_backend(
     if name == 'auto':
         if dropout_p:
             return 'reference'
-        on_gpu = device.type == 'cuda'
-        return 'triton' if on_gpu and why_not_triton(device, head_dim, dtype) is None else 'fused'
-    if name in ('fused', 'triton') and dropout_p:
+        if _is_exporting():
+            return 'fused'  # what an exported program is made of has to exist where it runs
+        kernel = {'cuda': 'triton', 'cpu': 'llvm'}.get(device.type)
+        if kernel is None or _WHY_NOT[kernel](device, head_dim, dtype) is not None:
+            return 'fused'
+        return kernel
+    if name != 'reference' and dropout_p:
         raise ValueError(
             f"attention backend '{name}' cannot drop attention weights, and dropout_p is {dropout_p}: set "
             "attn_drop_rate=0, or attn_backend='auto' or 'reference'"
         )
-    reason = why_not_triton(device, head_dim, dtype) if name == 'triton' else None
+    reason = _WHY_NOT[name](device, head_dim, dtype) if name in _WHY_NOT else None
     if reason is not None:
         raise ValueError(
-            f"attention backend 'triton' cannot run here, because {reason}; attn_backend='auto' takes the fastest "
+            f"attention backend '{name}' cannot run here, because {reason}; attn_backend='auto' takes the fastest "
             'backend that can'
         )
     return name
@@ -93,7 +100,7 @@ def window_attention(
         dropout_p: Probability with which an attention weight is dropped.
         backend: One of `available_backends()`. Every backend equals `'reference'`.
         sequential: Whether windows are attended one after the other: the least memory, and the slowest. `'triton'`
-            stores no scores anyway.
+            and `'llvm'` store no scores anyway.
 
     Returns:
         `(B, H, W, nH * D)` in the dtype of `qkv`.
@@ -105,11 +112,13 @@ def window_attention(
     chosen = choose_backend(backend, qkv.device, dropout_p, head_dim, qkv.dtype)
     if chosen == 'triton':
         return triton_window_attention(qkv, scale, bias_table, partition)
+    if chosen == 'llvm':
+        return llvm_window_attention(qkv, scale, bias_table, partition)
     if chosen == 'fused':
         return fused_window_attention(qkv, scale, bias_table, partition, sequential)
     if sequential and (dropout_p or backend == 'reference'):
         raise ValueError(
-            f"sequential attention needs the backend 'fused', and {backend!r} with dropout_p={dropout_p} is "
+            f"sequential attention needs the backend 'fused' or 'llvm', and {backend!r} with dropout_p={dropout_p} is "
             f"{chosen!r}, which keeps the scores of all windows: set attn_drop_rate=0 and attn_backend='auto'"
         )
     return reference_window_attention(qkv, scale, bias_table, partition, dropout_p)

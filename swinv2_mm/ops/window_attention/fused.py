@@ -8,6 +8,7 @@ of keeping them, so that memory does not grow with windows x N x N.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,14 +20,10 @@ from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
 from swinv2_mm.ops.window_attention.reference import MIN_NORM, expand_bias
 
 # Bytes that a chunk may hold on the CPU, so that they stay in its cache: of queries, keys and values in the forward
-# pass, with the scores where those are stored, and of scores in the backward pass.
+# pass, and of scores in the backward pass.
 CHUNK_BYTES = 2**22
 # On a GPU a chunk should rather fill the device.
 CHUNK_BYTES_GPU = 2**28
-# Windows of so many tokens at most attend by plain products in inference on a CPU: 1.5 to 1.9 times as fast as torch's
-# kernel at 64 tokens, 4 times at 16 (the corners of shifted windows). A training step would gain 1 to 4 %, but single
-# gradients then differ from timm's by up to 1.5e-5 instead of 1.1e-5 (window 16, 14 seeds).
-TOKENS_OF_PRODUCTS = 196
 
 
 def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
@@ -75,50 +72,41 @@ def windows_per_chunk(bytes_per_window: int, device: torch.device, sequential: b
     return max(1, budget // bytes_per_window)
 
 
-def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """As torch's kernel without a scale, all `(n, nH, N, D)`, storing the scores of all windows."""
-    queries, keys, values = (x.flatten(0, 1) for x in (q, k, v))
-    scores = torch.bmm(queries, keys.transpose(1, 2))
-    scores.unflatten(0, (-1, len(bias))).add_(bias)
-    return torch.bmm(torch.softmax(scores, -1, out=scores), values).view_as(q)
-
-
-def attend_tile(
-    tile: Tile,
+def attend_tiles(
+    tiles: Iterable[Tile],
     qkv: Tensor,
-    factors: Tensor,
-    bias: Tensor,
-    out: Tensor,
+    scale: Tensor,
+    bias_of: Callable[[tuple[int, int]], Tensor],
     sequential: bool = False,
-    products: bool = False,
-) -> None:
-    """Attention inside the windows of a tile.
+) -> Tensor:
+    """Attention inside the windows of a map, without gradients.
 
     Args:
-        tile: Which windows.
+        tiles: The windows.
         qkv: `(B, H, W, 3 * nH * D)`.
-        factors: See `unit_factors`.
-        bias: `(nH, N, N)`, in fp32 at least.
-        out: `(B, H, W, nH * D)`; its windows are written.
+        scale: `(nH, 1, 1)`, in fp32 at least.
+        bias_of: From height and width of a window to its bias, `(nH, N, N)` in fp32 at least.
         sequential: Whether the windows are taken one after the other.
-        products: Whether small windows attend by plain products.
+
+    Returns:
+        `(B, H, W, nH * D)`.
     """
-    heads, tokens = bias.shape[:2]
-    products = products and tokens <= TOKENS_OF_PRODUCTS
-    numbers = tokens * (qkv.shape[3] + products * heads * tokens)
-    most = windows_per_chunk(numbers * bias.itemsize, qkv.device, sequential)
-    for chunk in tile.chunks(len(qkv), most):
-        source = _heads_first(chunk.view(qkv), 3, heads)
-        # While they are cut out, queries and keys are normalised and heads come before tokens, as products like it.
-        cut = bias.new_empty(source.shape)
-        torch.mul(source[:2], _heads_first(chunk.view(factors), 2, heads), out=cut[:2])
-        cut[2].copy_(source[2])
-        q, k, v = cut.view(3, -1, heads, tokens, source.shape[-1])
-        if products:
-            found = _attend_by_products(q, k, v, bias)
-        else:
+    factors = unit_factors(qkv, scale)
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    for tile in tiles:
+        bias = bias_of(tile.window)
+        heads, tokens = bias.shape[:2]
+        size = tokens * qkv.shape[3] * bias.itemsize
+        for chunk in tile.chunks(len(qkv), windows_per_chunk(size, qkv.device, sequential)):
+            source = _heads_first(chunk.view(qkv), 3, heads)
+            # While they are cut out, queries and keys are normalised and heads come before tokens, as products like it.
+            cut = bias.new_empty(source.shape)
+            torch.mul(source[:2], _heads_first(chunk.view(factors), 2, heads), out=cut[:2])
+            cut[2].copy_(source[2])
+            q, k, v = cut.view(3, -1, heads, tokens, source.shape[-1])
             found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
-        chunk.put(found.transpose(1, 2), out)
+            chunk.put(found.transpose(1, 2), out)
+    return out
 
 
 def _forward(
@@ -126,12 +114,13 @@ def _forward(
 ) -> Tensor:
     exact = torch.promote_types(qkv.dtype, torch.float32)
     table = table.to(exact)
-    factors = unit_factors(qkv, scale.to(exact))
-    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-    for tile in partition.tiles():
-        bias = expand_bias(crop_table(table, tile.window))
-        attend_tile(tile, qkv, factors, bias, out, sequential)
-    return out
+    return attend_tiles(
+        partition.tiles(),
+        qkv,
+        scale.to(exact),
+        lambda window: expand_bias(crop_table(table, window)),
+        sequential,
+    )
 
 
 def _backward_of_chunk(

@@ -35,6 +35,9 @@ class Run:
         return Run(start, min(count, self.count - first), self.length)
 
 
+Runs = tuple[tuple[Run, ...], tuple[Run, ...]]
+
+
 @dataclass(frozen=True)
 class Tile:
     """A rectangle of a map that windows of one size fill, for some images of the batch.
@@ -94,12 +97,17 @@ class Band:
     Attributes:
         images: The images of the batch.
         rows: Rows of tokens, from the first to before the last.
-        tiles: The windows, in `(images, rows, W)` cut out of the map.
+        runs: The windows along height and width, in `(images, rows, W)` cut out of the map.
     """
 
     images: slice
     rows: slice
-    tiles: tuple[Tile, ...]
+    runs: Runs
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        """The same windows, by size."""
+        return tuple(Tile(row, col) for row in self.runs[0] for col in self.runs[1])
 
 
 @dataclass(frozen=True)
@@ -151,8 +159,13 @@ class WindowPartition:
         What the labels of `regions` keep apart are smaller windows at the border of the map. All windows of
         one size form one tile; there are at most nine.
         """
-        rows, cols = (self._runs(axis) for axis in (0, 1))
+        rows, cols = self.runs
         return tuple(Tile(row, col) for row in rows for col in cols)
+
+    @property
+    def runs(self) -> Runs:
+        """Of the windows of `tiles`, along height and width."""
+        return self._runs(0), self._runs(1)
 
     def bands(self, images: int, tokens: int) -> Iterator[Band]:
         """Split the map, or several small ones, into bands of about as many tokens.
@@ -175,19 +188,18 @@ class WindowPartition:
                 height += length
                 following = lengths[index + 1] if index + 1 < len(lengths) else tokens
                 if (height + following) * width > tokens or index + 1 == len(lengths):
-                    tiles = tuple(Tile(row, col) for row in rows for col in cols)
                     yield Band(
                         slice(image, min(image + together, images)),
                         slice(start, start + height),
-                        tiles,
+                        (tuple(rows), cols),
                     )
                     start, rows = start + height, []
 
-    def _runs(self, axis: int) -> list[Run]:
+    def _runs(self, axis: int) -> tuple[Run, ...]:
         size, window, shift = self.size[axis], self.window[axis], self.shift[axis]
         count, rest = divmod(size - shift, window)
         runs = (Run(0, 1, shift), Run(shift, count, window), Run(size - rest, 1, rest))
-        return [run for run in runs if run.count and run.length]
+        return tuple(run for run in runs if run.count and run.length)
 
     def split(self, x: Tensor) -> Tensor:
         """Cut `(B, H, W, C)` into windows `(B * nW, N, C)`, row by row of the grid."""

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2_mm.ops.window_attention.checks import check_inputs
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -274,27 +275,9 @@ def triton_window_attention(
     the inputs, the output and one number per token and head.
 
     Raises:
-        ValueError: If the shapes disagree, or the tensors are on different devices: the kernels would read
-            beyond the end of a tensor.
+        ValueError: If the shapes disagree, or the tensors are on different devices.
     """
-    heads = len(bias_table)
-    table = (heads, *(2 * side - 1 for side in partition.window))
-    if tuple(qkv.shape[1:3]) != tuple(partition.size):
-        raise ValueError(
-            f'qkv of shape {tuple(qkv.shape)} is not a map of {partition.size[0]} x {partition.size[1]} tokens, '
-            'for which the partition is made'
-        )
-    if tuple(bias_table.shape) != table or scale.numel() != heads or qkv.shape[3] % (3 * heads):
-        raise ValueError(
-            f'qkv {tuple(qkv.shape)}, scale {tuple(scale.shape)} and bias table {tuple(bias_table.shape)} do not fit '
-            f'together: for windows of {partition.window} and {heads} heads the table is {table}, the scale '
-            f'{(heads, 1, 1)}, and the channels of qkv are a multiple of {3 * heads}'
-        )
-    if not qkv.device == scale.device == bias_table.device:
-        raise ValueError(
-            f'qkv is on {qkv.device}, scale on {scale.device} and the bias table on {bias_table.device}: '
-            'move them to one device'
-        )
+    check_inputs(qkv, scale, bias_table, partition)
     with torch.autocast(qkv.device.type, enabled=False):
         out, _ = _attention(qkv, scale, bias_table, [*partition.window], [*partition.shift])
         return out

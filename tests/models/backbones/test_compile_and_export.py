@@ -47,6 +47,8 @@ def test_exported_program_gives_the_same(model):
     x = torch.randn(1, 3, 50, 38)
     with torch.no_grad():
         program = torch.export.export(model, (x,))
+        targets = {str(node.target) for node in program.graph.nodes}
+        assert not [name for name in targets if 'swinv2_mm' in name]  # it runs without this package
         for mine, theirs in zip(program.module()(x), model(x)):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -73,7 +75,7 @@ def test_traced_model_gives_the_same(model):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('backend', ['fused', 'reference'])
+@pytest.mark.parametrize('backend', ['auto', 'fused', 'reference'])
 def test_checkpointing_and_autocast_keep_the_gradients(randomize, backend):
     grads = []
     for with_cp in (False, True):

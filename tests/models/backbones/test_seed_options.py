@@ -87,7 +87,7 @@ def test_sequential_attention_refuses_what_keeps_all_scores(options):
         nano(sequential_self_attention=True, **options)
     arguments = torch.randn(1, 8, 8, 24), torch.ones(2, 1, 1), torch.zeros(2, 7, 7)
     partition = WindowPartition.fit((8, 8), (4, 4), (0, 0))
-    with pytest.raises(ValueError, match=r"needs the backend 'fused'"):
+    with pytest.raises(ValueError, match=r"needs the backend 'fused' or 'llvm'"):
         window_attention(*arguments, partition, backend='reference', sequential=True)
 
 

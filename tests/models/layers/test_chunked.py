@@ -9,12 +9,13 @@ import torch
 from swinv2_mm.models.layers import SwinBlock, SwinStage
 from swinv2_mm.models.layers import chunked as chunked_module
 from swinv2_mm.models.layers.chunked import runs_chunked
-from swinv2_mm.ops.window_attention import fused
 
 
-@pytest.fixture
-def block(randomize):
-    return randomize(SwinBlock(16, 2, (4, 5), shifted=True, extra_norm=True)).eval()
+@pytest.fixture(params=['fused', 'auto'])
+def block(randomize, request):
+    return randomize(
+        SwinBlock(16, 2, (4, 5), shifted=True, extra_norm=True, attn_backend=request.param)
+    ).eval()
 
 
 def both(module, x):
@@ -32,14 +33,6 @@ def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
     before = x.clone()
     torch.testing.assert_close(*both(block, x), rtol=1e-5, atol=1e-5)
     assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize('tokens', [0, 10_000])
-@pytest.mark.parametrize('size', [1, 2**22])
-def test_products_equal_the_kernel(block, tokens, size, monkeypatch):
-    monkeypatch.setattr(fused, 'TOKENS_OF_PRODUCTS', tokens)
-    monkeypatch.setattr(fused, 'CHUNK_BYTES', size)
-    torch.testing.assert_close(*both(block, torch.randn(3, 9, 13, 16)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
@@ -122,11 +115,11 @@ def test_remembered_biases_follow_the_weights(block, change):
 def test_biases_are_remembered_but_neither_copied_nor_saved(block):
     with torch.no_grad():
         block(torch.randn(1, 8, 10, 16))
-        part = block.attn.tile_bias((4, 5), (2, 5))
-        assert block.attn.tile_bias((4, 5), (2, 5)) is part
+        bias = block.attn.remembered_bias((4, 5), 'double', lambda table: 2 * table)
+        assert block.attn.remembered_bias((4, 5), 'double', lambda table: 3 * table) is bias
+        torch.testing.assert_close(bias, 2 * block.attn.position_bias((4, 5)))
     for clone in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-        assert not clone.attn._tile_biases._values
-        torch.testing.assert_close(clone.attn.tile_bias((4, 5), (2, 5)), part)
+        assert not clone.attn._biases._values
 
 
 def test_many_sizes_do_not_pile_up(randomize):
@@ -134,4 +127,4 @@ def test_many_sizes_do_not_pile_up(randomize):
     with torch.no_grad():
         for side in range(4, 30):
             stage(torch.randn(1, side, 2 * side, 8))
-    assert all(len(block.attn._tile_biases._values) <= 8 for block in stage.blocks)
+    assert all(len(block.attn._biases._values) <= 8 for block in stage.blocks)

@@ -124,7 +124,8 @@ def test_memory_of_training_does_not_grow_with_the_scores():
 def test_the_choice_of_a_backend():
     cpu = torch.device('cpu')
     assert available_backends()[:3] == ('auto', 'reference', 'fused')
-    assert choose_backend('auto', cpu) == 'fused'
+    assert choose_backend('auto', cpu, dtype=torch.float64) == 'fused'
+    assert choose_backend('auto', torch.device('meta')) == 'fused'
     assert choose_backend('reference', cpu) == 'reference'
     assert choose_backend('auto', cpu, dropout_p=0.1) == 'reference'
     with pytest.raises(

@@ -1,0 +1,85 @@
+"""Compiling for the processor at hand, and running on the threads of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Vectors that the processor's registers hold, as far as torch itself may use them.
+LANES = {'AVX2': 8, 'AVX512': 16}
+
+
+@functools.cache
+def why_not_here() -> str | None:
+    """Why this machine cannot run kernels, in words that fit after "because"; `None` if it can."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability not in LANES:
+        return f'it needs a processor with AVX2 or AVX-512, and torch uses {capability} here'
+    try:
+        _compiler()
+    except ImportError as error:
+        return f'the package llvmlite is not installed, or cannot be imported ({error})'
+    if _parallel() is None:
+        return "it runs on the threads of GNU's OpenMP, and this build of torch has none"
+    return None
+
+
+def lanes() -> int:
+    """Numbers in fp32 of a vector."""
+    return LANES[torch.backends.cpu.get_cpu_capability()]
+
+
+@functools.cache
+def _compiler() -> Any:
+    from llvmlite import binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+@functools.cache
+def _parallel() -> Callable[..., None] | None:
+    """OpenMP's entry to a parallel region, from the very library that torch uses: two pools of threads would fight."""
+    places = Path(torch.__file__).parent / 'lib', Path(torch.__file__).parents[1] / 'torch.libs'
+    for library in (file for place in places for file in sorted(place.glob('libgomp*'))):
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+        return function
+    return None
+
+
+_engines: list[Any] = []  # the owners of the machine code
+
+
+def compile_function(module: Any) -> int:
+    """The address of the function that gave an `ir.Module` its name."""
+    binding = _compiler()
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    features = binding.get_host_cpu_features()
+    if lanes() == 8:
+        features.update({name: False for name in features if name.startswith('avx512')})
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3, jit=True
+    )
+    builder = binding.create_pass_builder(machine, binding.PipelineTuningOptions(speed_level=2))
+    builder.getModulePassManager().run(parsed, builder)
+    engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return engine.get_function_address(module.name)
+
+
+def run(address: int, arguments: list[int], threads: int) -> None:
+    """Call a compiled function in as many threads at once, this one among them."""
+    values = (ctypes.c_int64 * len(arguments))(*arguments)
+    parallel = _parallel()
+    assert parallel is not None
+    parallel(address, ctypes.addressof(values), threads, 0)

@@ -1,0 +1,278 @@
+"""Attention by the kernels of `llvm_kernels`: on a CPU, nothing the size of the map is copied, and no score is stored.
+
+Their tasks are the same in every run with as many threads, and so are the sums of gradients. Kernels are wrapped as
+operators of torch, so that `torch.compile` and `torch.export` take them as they are. llvmlite is imported when a kernel
+runs first, never before.
+"""
+
+# Annotations are not postponed here: torch reads those of operators.
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from swinv2_mm.ops.llvm import runtime
+from swinv2_mm.ops.window_attention.checks import check_inputs
+from swinv2_mm.ops.window_attention.partition import Run, Runs, WindowPartition
+
+MAX_HEAD_DIM = 128
+LANES = 8, 16
+# Tasks of a thread: as many as share the work evenly, few enough that laying out biases is of no account.
+TASKS_PER_THREAD = 4
+
+
+@functools.cache
+def _kernels() -> Any:
+    from swinv2_mm.ops.window_attention import llvm_kernels
+
+    return llvm_kernels
+
+
+@torch.compiler.assume_constant_result
+def why_not_llvm(
+    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Why the kernels cannot run, in words that fit after "because"; `None` if they can.
+
+    Args:
+        device: Where the tensors are.
+        head_dim: Channels of a head.
+        dtype: That of queries, keys and values.
+    """
+    if device.type != 'cpu':
+        return f'it is for CPUs, and the tensors are on the device {str(device)!r}'
+    if dtype != torch.float32:
+        return f'it computes in fp32, not in {dtype}'
+    if head_dim % LANES[0] or not 1 <= head_dim <= MAX_HEAD_DIM:
+        return (
+            f'its heads have a multiple of {LANES[0]} channels up to {MAX_HEAD_DIM}, not {head_dim}'
+        )
+    return runtime.why_not_here()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The tasks of a call.
+
+    Attributes:
+        tasks: `(nH * tasks per head, TASK)`, see `llvm_kernels`; head by head.
+        tokens: Of the largest window.
+        pixels: What the tasks hold addresses of.
+    """
+
+    tasks: Tensor
+    tokens: int
+    pixels: list[Tensor]
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: int) -> _Plan:
+    groups = -(-threads * TASKS_PER_THREAD // heads)
+    pixels: list[Tensor] = []
+    per_head = []
+    tiles = sorted(itertools.product(*runs), key=lambda tile: -tile[0].length * tile[1].length)
+    for index, (row, col) in enumerate(tiles):
+        image = torch.arange(images) * size[0] * size[1]
+        down = (row.start + torch.arange(row.count) * row.length) * size[1]
+        across = col.start + torch.arange(col.count) * col.length
+        origins = (image[:, None, None] + down[:, None] + across).flatten()
+        offsets = (torch.arange(row.length)[:, None] * size[1] + torch.arange(col.length)).flatten()
+        pixels += origins, offsets
+        bounds = [len(origins) * group // groups for group in range(groups + 1)]
+        per_head += [
+            (
+                index,
+                row.length,
+                col.length,
+                origins[first:].data_ptr(),
+                last - first,
+                offsets.data_ptr(),
+            )
+            for first, last in itertools.pairwise(bounds)
+            if first < last
+        ]
+    tasks = [(task[0], head, *task[1:]) for head in range(heads) for task in per_head]
+    tokens = max((row.length * col.length for row, col in tiles), default=0)
+    return _Plan(torch.tensor(tasks, dtype=torch.int64), tokens, pixels)
+
+
+def _runs(numbers: Sequence[int]) -> tuple[Run, ...]:
+    return tuple(Run(*numbers[index : index + 3]) for index in range(0, len(numbers), 3))
+
+
+def _numbers(runs: Sequence[Run]) -> list[int]:
+    return [number for run in runs for number in (run.start, run.count, run.length)]
+
+
+class _Launch:
+    """What the kernels have in common for one map."""
+
+    def __init__(
+        self, qkv: Tensor, table: Tensor, rows: Sequence[int], cols: Sequence[int]
+    ) -> None:
+        images, height, width, channels = qkv.shape
+        self.heads = len(table)
+        self.head_dim = channels // (3 * self.heads)
+        self.lanes = min(runtime.lanes(), LANES[self.head_dim % LANES[1] == 0])
+        self.threads = torch.get_num_threads()
+        runs = _runs(rows), _runs(cols)
+        self.plan = _plan(images, (height, width), runs, self.heads, self.threads)
+        self.channels = channels // 3
+
+    def run(
+        self, backward: bool, tensors: Sequence[Tensor | None], window: Sequence[int], *more: Tensor
+    ) -> None:
+        """Run a kernel.
+
+        Args:
+            backward: Which one.
+            tensors: qkv, out, scale and table.
+            window: Height and width of that of the table.
+            *more: What `BACKWARD_ARGUMENTS` lists beyond.
+        """
+        if not len(self.plan.tasks):
+            return
+        kernels = _kernels()
+        kernel = kernels.backward if backward else kernels.forward
+        threads = min(self.threads, len(self.plan.tasks))
+        size = kernels.scratch_size(self.plan.tokens, self.lanes, self.head_dim, backward)
+        scratch = torch.empty(threads * size)
+        counters = torch.zeros(2, dtype=torch.int64)
+        arguments = [
+            *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
+            self.plan.tasks.data_ptr(), counters.data_ptr(), scratch.data_ptr(), size,
+            len(self.plan.tasks), self.channels, table_pitch(window), *window,
+            *(tensor.data_ptr() for tensor in more),
+        ]  # fmt: skip
+        runtime.run(kernel(self.lanes, self.head_dim), arguments, threads)
+
+
+def table_pitch(window: Sequence[int]) -> int:
+    """Numbers of a head in what `lay_out_table` gives."""
+    return (2 * window[0] - 1) * (2 * window[1] - 1) + LANES[-1]
+
+
+def lay_out_table(table: Tensor) -> Tensor:
+    """From a bias table as of `window_attention` to what the kernels read: `(nH, table_pitch)` in fp32.
+
+    Backwards, so that the biases of a query are in the order of its keys, and with room at the end for one vector.
+    """
+    return F.pad(table.float().flatten(1).flip(1), (0, LANES[-1]))
+
+
+@torch.library.custom_op(
+    'swinv2_mm::cpu_window_attention',
+    mutates_args=(),
+    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] rows, SymInt[] cols) -> Tensor',
+)
+def attention(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+    """Attention inside the windows of a map, all in fp32.
+
+    Args:
+        qkv: `(B, H, W, 3 * nH * D)`.
+        scale: nH numbers.
+        table: From `lay_out_table`.
+        window: Height and width of the window that the table is for.
+        rows: Start, count and length of every run of windows along the height; none longer than that.
+        cols: The same along the width.
+
+    Returns:
+        `(B, H, W, nH * D)`.
+    """
+    qkv, table = qkv.contiguous(), table.contiguous()
+    out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    launch = _Launch(qkv, table, rows, cols)
+    launch.run(False, (qkv, out, scale.contiguous(), table), window)
+    return out
+
+
+@attention.register_fake
+def _(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+
+
+@torch.library.custom_op(
+    'swinv2_mm::cpu_window_attention_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] rows, SymInt[] cols) '
+    '-> (Tensor, Tensor, Tensor)',
+)
+def _backward(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+    """The gradients of qkv, scale and table."""
+    qkv, table, grad = qkv.contiguous(), table.contiguous(), grad.contiguous()
+    grad_qkv = torch.empty_like(qkv)
+    launch = _Launch(qkv, table, rows, cols)
+    tasks = len(launch.plan.tasks)
+    grad_scale = scale.new_zeros(tasks, dtype=torch.float64)
+    grad_table = table.new_zeros(tasks, table.shape[1])
+    launch.run(
+        True, (qkv, None, scale.contiguous(), table), window, grad, grad_qkv, grad_scale, grad_table
+    )
+    return (
+        grad_qkv,
+        grad_scale.view(launch.heads, -1).sum(1).view(scale.shape).to(scale.dtype),
+        grad_table.view(launch.heads, -1, table.shape[1]).sum(1),
+    )
+
+
+@_backward.register_fake
+def _(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+    return torch.empty_like(qkv), torch.empty_like(scale), torch.empty_like(table)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.window, ctx.rows, ctx.cols = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
+    return *grads, None, None, None
+
+
+attention.register_autograd(_differentiate, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.swinv2_mm.cpu_window_attention)
+def _flops(
+    qkv: Any, scale: Any, table: Any, window: Any, rows: Any, cols: Any, *args: Any, **kwargs: Any
+) -> int:
+    """For torch's flop counter: two products of the tokens of every window."""
+    pairs = (
+        row.count * col.count * (row.length * col.length) ** 2
+        for row, col in itertools.product(_runs(rows), _runs(cols))
+    )
+    return 2 * 2 * qkv[0] * sum(pairs) * qkv[3] // 3
+
+
+@register_flop_formula(torch.ops.swinv2_mm.cpu_window_attention_backward)
+def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
+    """Five products, one of which is not counted: the scores once more."""
+    return 2 * _flops(*args)
+
+
+def attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
+    """As `attention`, with `runs` for `rows` and `cols`."""
+    return attention(qkv, scale, table, [*window], *(_numbers(part) for part in runs))
+
+
+def llvm_window_attention(
+    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition
+) -> Tensor:
+    """See `window_attention`. All in fp32; a second derivative does not exist.
+
+    Stored for the backward pass are the inputs.
+
+    Raises:
+        ValueError: If the shapes disagree, or the tensors are on different devices.
+    """
+    check_inputs(qkv, scale, bias_table, partition)
+    with torch.autocast(qkv.device.type, enabled=False):
+        table = lay_out_table(bias_table)
+        return attend(qkv, scale.float(), table, partition.window, partition.runs)
