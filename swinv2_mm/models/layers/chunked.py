@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.norm import add_norm
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend
 from swinv2_mm.ops.window_attention.fused import attend_tiles, crop_table
 from swinv2_mm.ops.window_attention.llvm_backend import attend, lay_out_table
@@ -101,8 +102,8 @@ def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> 
     for band in partition.bands(len(x), CHUNK_NUMBERS // x.shape[3]):
         place = (band.images, band.rows)
         tokens = attention(linear(x[place], attn.qkv.weight, qkv_bias), band)
-        tokens = attn.proj(tokens)
-        tokens = x[place] + block.norm1(tokens)
-        tokens += block.norm2(block.mlp(tokens))
-        out[place] = tokens if block.norm3 is None else block.norm3(tokens)
+        tokens = add_norm(x[place], attn.proj(tokens), block.norm1)
+        add_norm(tokens, block.mlp(tokens), block.norm2, out=out[place])
+        if block.norm3 is not None:
+            out[place] = block.norm3(out[place])
     return out

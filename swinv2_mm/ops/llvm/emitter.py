@@ -82,6 +82,11 @@ class Emitter:
     def store(self, value: Value, base: Value, *indices: Value) -> None:
         self.builder.store(value, self.at(base, *indices), align=4)
 
+    def prefetch(self, address: Value) -> None:
+        """Have the line of an address brought to the second level of the cache."""
+        read, near, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
+        self.call('llvm.prefetch.p0', ir.VoidType(), address, read, near, data)
+
     # Control
 
     @contextmanager

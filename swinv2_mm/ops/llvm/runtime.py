@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Vectors that the processor's registers hold, as far as torch itself may use them.
 LANES = {'AVX2': 8, 'AVX512': 16}
@@ -27,6 +28,16 @@ def why_not_here() -> str | None:
     if _parallel() is None:
         return "it runs on the threads of GNU's OpenMP, and this build of torch has none"
     return None
+
+
+def is_plain(x: Tensor) -> bool:
+    """Whether nothing looks at what torch computes with a tensor: no compiler, mode or transform."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
 
 
 def lanes() -> int:

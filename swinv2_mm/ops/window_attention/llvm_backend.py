@@ -113,15 +113,12 @@ def _numbers(runs: Sequence[Run]) -> list[int]:
 class _Launch:
     """What the kernels have in common for one map."""
 
-    def __init__(
-        self, qkv: Tensor, table: Tensor, rows: Sequence[int], cols: Sequence[int]
-    ) -> None:
+    def __init__(self, qkv: Tensor, table: Tensor, runs: Runs) -> None:
         images, height, width, channels = qkv.shape
         self.heads = len(table)
         self.head_dim = channels // (3 * self.heads)
         self.lanes = min(runtime.lanes(), LANES[self.head_dim % LANES[1] == 0])
         self.threads = torch.get_num_threads()
-        runs = _runs(rows), _runs(cols)
         self.plan = _plan(images, (height, width), runs, self.heads, self.threads)
         self.channels = channels // 3
 
@@ -185,9 +182,13 @@ def attention(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped
     Returns:
         `(B, H, W, nH * D)`.
     """
+    return _attend(qkv, scale, table, window, (_runs(rows), _runs(cols)))
+
+
+def _attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
     qkv, table = qkv.contiguous(), table.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-    launch = _Launch(qkv, table, rows, cols)
+    launch = _Launch(qkv, table, runs)
     launch.run(False, (qkv, out, scale.contiguous(), table), window)
     return out
 
@@ -207,7 +208,7 @@ def _backward(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-u
     """The gradients of qkv, scale and table."""
     qkv, table, grad = qkv.contiguous(), table.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
-    launch = _Launch(qkv, table, rows, cols)
+    launch = _Launch(qkv, table, (_runs(rows), _runs(cols)))
     tasks = len(launch.plan.tasks)
     grad_scale = scale.new_zeros(tasks, dtype=torch.float64)
     grad_table = table.new_zeros(tasks, table.shape[1])
@@ -259,6 +260,10 @@ def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
 
 def attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
     """As `attention`, with `runs` for `rows` and `cols`."""
+    if not torch.is_grad_enabled() and runtime.is_plain(qkv):
+        return _attend(
+            qkv, scale, table, window, runs
+        )  # calling an operator takes longer than some kernels
     return attention(qkv, scale, table, [*window], *(_numbers(part) for part in runs))
 
 

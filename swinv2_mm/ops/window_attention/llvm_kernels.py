@@ -20,6 +20,7 @@ from swinv2_mm.ops.llvm.runtime import compile_function
 from swinv2_mm.ops.window_attention.reference import MIN_NORM
 
 ROWS = 4  # queries that are taken together
+LINE = 16  # numbers of a cache line
 BLOCK = 32  # tokens that are added up by themselves first, for the sake of rounding
 ARGUMENTS = (
     '*qkv',  # (pixels, 3, nH, D)
@@ -125,6 +126,19 @@ class _Attention(Emitter):
         self.k, self.v = self.at(self.q, channels), self.at(self.q, channels, channels)
         self.place = self.builder.add(self.muls(pixel, channels), start)
         self.place_qkv = self.builder.add(self.muls(pixel, self.triple), start)
+
+    def prefetch_window(self, index: Value) -> None:
+        """Have queries, keys and values of a window brought to the cache, at most of the task's last one."""
+        last = self.builder.sub(self.count, self.integer(1))
+        pixel = self.load_int(self.origins, self.smaller_int(index, last))
+        start = self.muls(self.head, self.integer(self.head_dim))
+        first = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
+        with self.loop(self.integer(0), self.tokens) as (token, _):
+            q = self.token(first, token, self.triple)
+            k = self.at(q, self.arguments['channels'])
+            for vectors in (q, k, self.at(k, self.arguments['channels'])):
+                for line in range(0, self.head_dim, LINE):
+                    self.prefetch(self.at(vectors, self.integer(line)))
 
     def token(self, base: Value, index: Value, pitch: Value) -> Value:
         """The address of a token of the window, in a map with so many numbers per pixel."""
@@ -352,6 +366,7 @@ def forward(lanes: int, head_dim: int) -> int:
         emit.begin(task)
         with emit.loop(emit.integer(0), emit.count) as (index, _):
             emit.window(index)
+            emit.prefetch_window(emit.builder.add(index, emit.integer(1)))
             emit.transpose_keys()
             out = emit.at(emit.arguments['out'], emit.place)
             with emit.loop(emit.integer(0), emit.tokens, ROWS) as (first, _):
@@ -507,6 +522,7 @@ def backward(lanes: int, head_dim: int) -> int:
         builder.store(DOUBLE(0.0), grad_scale)
         with emit.loop(emit.integer(0), emit.count) as (index, _):
             emit.window(index)
+            emit.prefetch_window(builder.add(index, emit.integer(1)))
             emit.transpose_keys()
             emit.transpose_tokens(emit.v, emit.values)
             emit.clear(emit.key_grads, emit.muls(emit.plane, emit.integer(2)))

@@ -1,0 +1,57 @@
+"""A residual with a LayerNorm on its branch, as a function in LLVM's language."""
+
+from __future__ import annotations
+
+import functools
+
+from llvmlite.ir import Value
+
+from swinv2_mm.ops.llvm.emitter import FLOAT, Emitter
+from swinv2_mm.ops.llvm.runtime import compile_function
+
+ROWS = 64  # of a task
+ARGUMENTS = (
+    '*x', '*y', '*out',  # (rows, channels)
+    '*weight', '*bias', '*eps',  # (channels,), (channels,), one number
+    '*counter',  # 0
+    'rows', 'channels',
+)  # fmt: skip
+
+
+@functools.cache
+def add_norm(lanes: int) -> int:
+    """The address of out = x + LayerNorm(y), with `ARGUMENTS`; channels are a multiple of lanes."""
+    emit = Emitter('add_norm', lanes, ARGUMENTS)
+    builder, arguments, zero = emit.builder, emit.arguments, emit.integer(0)
+    rows, channels = arguments['rows'], arguments['channels']
+    count = builder.sdiv(builder.add(rows, emit.integer(ROWS - 1)), emit.integer(ROWS))
+    share = builder.fdiv(emit.number(1.0), builder.sitofp(channels, FLOAT))
+    eps = emit.load(arguments['eps'], zero)
+
+    def total(row: Value, mean: Value | None) -> Value:
+        """Of a row, or of the squared distances from its mean."""
+        with emit.loop(zero, channels, lanes, [emit.splat(0.0)]) as (index, sums):
+            value = emit.load_vector(row, index)
+            if mean is None:
+                sums[0] = builder.fadd(sums[0], value)
+            else:
+                value = builder.fsub(value, mean)
+                sums[0] = emit.fma(value, value, sums[0])
+        return builder.fmul(emit.sum(sums[0]), share)
+
+    with emit.tasks(arguments['counter'], count) as task:
+        start = emit.muls(task, emit.integer(ROWS))
+        stop = emit.smaller_int(builder.add(start, emit.integer(ROWS)), rows)
+        with emit.loop(start, stop) as (index, _):
+            place = emit.muls(index, channels)
+            x, y, out = (emit.at(arguments[name], place) for name in ('x', 'y', 'out'))
+            mean = emit.splat(total(y, None))
+            deviation = emit.sqrt(builder.fadd(total(y, mean), eps))
+            factor = emit.splat(builder.fdiv(emit.number(1.0), deviation))
+            with emit.loop(zero, channels, lanes) as (channel, _):
+                value = builder.fsub(emit.load_vector(y, channel), mean)
+                value = builder.fmul(value, factor)
+                weight = emit.load_vector(arguments['weight'], channel)
+                value = emit.fma(value, weight, emit.load_vector(arguments['bias'], channel))
+                emit.store(builder.fadd(value, emit.load_vector(x, channel)), out, channel)
+    return compile_function(emit.module)

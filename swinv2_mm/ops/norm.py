@@ -1,0 +1,53 @@
+"""A residual with a LayerNorm on its branch, in one pass over memory where a kernel of ours can run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_mm.ops.llvm import runtime
+
+
+def _runs_kernel(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
+    return (
+        type(norm) is nn.LayerNorm
+        and norm.weight is not None
+        and norm.bias is not None
+        and len(norm.normalized_shape) == 1
+        and not torch.is_grad_enabled()
+        and runtime.is_plain(x)
+        and x.device.type == 'cpu'
+        and x.dtype == y.dtype == norm.weight.dtype == torch.float32
+        and runtime.why_not_here() is None
+        and y.shape[-1] % runtime.lanes() == 0
+        and x.is_contiguous()
+        and y.is_contiguous()
+    )
+
+
+def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -> Tensor:
+    """x + norm(y).
+
+    Args:
+        x: `(..., C)`.
+        y: The same.
+        norm: A `torch.nn.LayerNorm` over the last axis, or anything else that keeps the shape.
+        out: Where to write it: contiguous, may be `x` or `y`; `None` for a new tensor.
+
+    Returns:
+        `out`.
+    """
+    if not _runs_kernel(x, y, norm):
+        found = x + norm(y)
+        return found if out is None else out.copy_(found)
+    from swinv2_mm.ops.llvm import norm_kernel
+
+    assert isinstance(norm, nn.LayerNorm)
+    out = torch.empty_like(x) if out is None else out
+    counter, eps = torch.zeros(1, dtype=torch.int64), torch.tensor([norm.eps])
+    tensors = x, y, out, norm.weight, norm.bias, eps, counter
+    rows = x.numel() // x.shape[-1]
+    arguments = [*(tensor.data_ptr() for tensor in tensors), rows, x.shape[-1]]
+    kernel = norm_kernel.add_norm(runtime.lanes())
+    runtime.run(kernel, arguments, min(torch.get_num_threads(), -(-rows // norm_kernel.ROWS)))
+    return out
