@@ -122,11 +122,11 @@ class SwinBlock(nn.Module):
         """What the attention sees of the block's input, both `(B, H, W, C)`."""
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, H, W, C)` to the same shape."""
+    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
+        """Map `(B, H, W, C)` to the same shape; with `overwrite`, inference on a CPU may put the result into `x`."""
         partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
         if runs_chunked(self, x):
-            return forward_chunked(self, x, partition)
+            return forward_chunked(self, x, partition, overwrite and x.is_contiguous())
         x = x + self.drop_path(self.norm1(self.attn(self.attention_input(x), partition)))
         x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
@@ -181,9 +181,11 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks on `(B, H, W, C)`; the caller runs `downsample`, since heads want what comes before it."""
+        overwrite = False  # the input of the stage is not its own
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, overwrite=True) if overwrite else block(x)
+            overwrite = type(block) is SwinBlock and not block._forward_hooks
         return x

@@ -36,6 +36,7 @@ def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and block.windows_are_independent
+        and not torch.nn.modules.module._has_any_global_hook()
         and x.device.type == 'cpu'
         and block.attn.backend in ('auto', 'fused', 'llvm')
         and not torch.jit.is_tracing()
@@ -88,16 +89,19 @@ def _attention(
     return run
 
 
-def forward_chunked(block: SwinBlock, x: Tensor, partition: WindowPartition) -> Tensor:
+def forward_chunked(
+    block: SwinBlock, x: Tensor, partition: WindowPartition, overwrite: bool = False
+) -> Tensor:
     """Map `(B, H, W, C)` to the same shape, as the block does.
 
     Args:
         block: In eval mode.
         x: Its input.
         partition: How its attention cuts the map.
+        overwrite: Whether the result takes the place of the input: each band needs but its own part of it.
     """
     keep_freed_memory()
-    attn, out = block.attn, torch.empty_like(x)
+    attn, out = block.attn, x if overwrite else torch.empty_like(x)
     qkv_bias, attention = attn.qkv_bias(), _attention(attn, partition)
     for band in partition.bands(len(x), CHUNK_NUMBERS // x.shape[3]):
         place = (band.images, band.rows)

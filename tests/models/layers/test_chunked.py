@@ -35,6 +35,22 @@ def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
     assert torch.equal(x, before)
 
 
+def test_a_stage_overwrites_its_own_maps_only(randomize):
+    stage = randomize(SwinStage(16, 4, [0.0] * 4, False, num_heads=2, window_size=(4, 4))).eval()
+    x, seen = torch.randn(2, 11, 14, 16), []
+    before, (mine, plain) = x.clone(), both(stage, x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
+    stage.blocks[1].register_forward_hook(lambda module, args, out: seen.append((out, out.clone())))
+    both(stage, x)
+    assert len(seen) == 2 and all(torch.equal(*pair) for pair in seen)
+    with torch.no_grad():
+        given = torch.randn(2, 11, 14, 16)
+        kept = given.clone()
+        assert stage.blocks[0](given, overwrite=True) is given
+        torch.testing.assert_close(given, stage.blocks[0](kept))
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16, torch.float16])
 def test_chunks_in_other_dtypes(block, dtype):
     block.to(dtype)
