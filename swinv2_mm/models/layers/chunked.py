@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.norm import add_norm
@@ -30,22 +30,58 @@ if TYPE_CHECKING:
 CHUNK_NUMBERS = 8192 * 96
 
 
-def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
-    """Whether `forward_chunked` may stand in for the block: inference on a CPU that nobody watches."""
+def is_unwatched(module: nn.Module, x: Tensor) -> bool:
+    """Whether only what the module gives counts, not how: inference on a CPU without compiler, tracer or hooks."""
     return (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
-        and block.windows_are_independent
-        and not torch.nn.modules.module._has_any_global_hook()
         and x.device.type == 'cpu'
-        and block.attn.backend in ('auto', 'fused', 'llvm')
         and not torch.jit.is_tracing()
         and not torch.onnx.is_in_onnx_export()
+        and not nn.modules.module._has_any_global_hook()
         and not any(
             part.training or part._forward_hooks or part._forward_pre_hooks
-            for part in block.modules()
+            for part in module.modules()
         )
     )
+
+
+def runs_chunked(block: SwinBlock, x: Tensor) -> bool:
+    """Whether `forward_chunked` may stand in for the block."""
+    return (
+        block.windows_are_independent
+        and block.attn.backend in ('auto', 'fused', 'llvm')
+        and is_unwatched(block, x)
+    )
+
+
+def in_bands(
+    module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, axis: int, rows: int
+) -> Tensor:
+    """Run a module that makes one row of tokens of `rows` rows of its input, a few rows at a time if it is unwatched.
+
+    Args:
+        module: Whose `forward` it is.
+        forward: To `(B, H, W, C)`.
+        x: Its input.
+        axis: That of the rows in `x`.
+        rows: Rows of the input for one of the output.
+
+    Returns:
+        `forward(x)`.
+    """
+    step = max(1, CHUNK_NUMBERS * x.shape[axis] // max(1, x.numel() * rows)) * rows
+    if step >= x.shape[axis] or not is_unwatched(module, x):
+        return forward(x)
+    out, start = None, 0
+    for part in x.split(step, dim=axis):
+        band = forward(part)
+        if out is None:
+            out = band.new_empty(len(band), -(-x.shape[axis] // rows), *band.shape[2:])
+        out[:, start : start + band.shape[1]] = band
+        start += band.shape[1]
+    assert out is not None
+    return out
 
 
 @cache

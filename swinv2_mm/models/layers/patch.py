@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_mm.models.layers.chunked import in_bands
 from swinv2_mm.models.layers.linear import Linear
 
 
@@ -29,6 +30,9 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, ceil(H / patch_size), ceil(W / patch_size), C)`."""
+        return in_bands(self, self._embed, x, 2, self.patch_size)
+
+    def _embed(self, x: Tensor) -> Tensor:
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
@@ -51,6 +55,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
+        return in_bands(self, self._merge, x, 1, 2)
+
+    def _merge(self, x: Tensor) -> Tensor:
         return self.norm(self.reduction(_join_neighbours(x)))
 
 
@@ -68,6 +75,9 @@ class PreNormPatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
+        return in_bands(self, self._merge, x, 1, 2)
+
+    def _merge(self, x: Tensor) -> Tensor:
         return self.reduction(self.norm(_join_neighbours(x)))
 
 

@@ -9,6 +9,7 @@ import torch
 from swinv2_mm.models.layers import SwinBlock, SwinStage
 from swinv2_mm.models.layers import chunked as chunked_module
 from swinv2_mm.models.layers.chunked import runs_chunked
+from swinv2_mm.models.layers.patch import PatchEmbed, PatchMerging, PreNormPatchMerging
 
 
 @pytest.fixture(params=['fused', 'auto'])
@@ -33,6 +34,19 @@ def test_chunks_equal_the_whole(block, size, tokens, monkeypatch):
     before = x.clone()
     torch.testing.assert_close(*both(block, x), rtol=1e-5, atol=1e-5)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize('tokens', [1, 20, 10_000])
+@pytest.mark.parametrize('size', [(1, 1), (13, 22), (32, 9)])
+@pytest.mark.parametrize('build', [PatchEmbed, PatchMerging, PreNormPatchMerging])
+def test_patches_in_bands_equal_the_whole(build, size, tokens, randomize, monkeypatch):
+    monkeypatch.setattr(chunked_module, 'CHUNK_NUMBERS', tokens * 32)
+    if build is PatchEmbed:
+        module, x = PatchEmbed(3, 16), torch.randn(2, 3, *size)
+    else:
+        module, x = build(8), torch.randn(2, *size, 8)
+    mine, plain = both(randomize(module).eval(), x)
+    torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-5)
 
 
 def test_a_stage_overwrites_its_own_maps_only(randomize):
