@@ -44,7 +44,8 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -
 
     assert isinstance(norm, nn.LayerNorm)
     out = torch.empty_like(x) if out is None else out
-    counter, eps = torch.zeros(1, dtype=torch.int64), torch.tensor([norm.eps])
+    counter = torch.zeros(1, dtype=torch.int64, device='cpu')
+    eps = torch.tensor([norm.eps], dtype=torch.float32, device='cpu')
     tensors = x, y, out, norm.weight, norm.bias, eps, counter
     rows = x.numel() // x.shape[-1]
     arguments = [*(tensor.data_ptr() for tensor in tensors), rows, x.shape[-1]]

@@ -91,7 +91,7 @@ def keep_freed_memory() -> None:
     Otherwise it hands memory back to the system and gets it anew, to be cleared page by page, during every call. It
     keeps twice the largest block that it has seen freed, if that was below 32 MB; this frees one, which nobody used.
     """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device='cpu')
 
 
 def _attention(

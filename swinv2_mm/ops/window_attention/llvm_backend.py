@@ -1,8 +1,8 @@
 """Attention by the kernels of `llvm_kernels`: on a CPU, nothing the size of the map is copied, and no score is stored.
 
 Their tasks are the same in every run with as many threads, and so are the sums of gradients. Kernels are wrapped as
-operators of torch, so that `torch.compile` and `torch.export` take them as they are. llvmlite is imported when a kernel
-runs first, never before.
+operators of torch, so that `torch.compile` takes them as they are. llvmlite is imported when a kernel could run first,
+never before.
 """
 
 # Annotations are not postponed here: torch reads those of operators.
@@ -74,15 +74,16 @@ class _Plan:
 @functools.lru_cache(maxsize=512)
 def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: int) -> _Plan:
     groups = -(-threads * TASKS_PER_THREAD // heads)
+    count = functools.partial(torch.arange, device='cpu')
     pixels: list[Tensor] = []
     per_head = []
     tiles = sorted(itertools.product(*runs), key=lambda tile: -tile[0].length * tile[1].length)
     for index, (row, col) in enumerate(tiles):
-        image = torch.arange(images) * size[0] * size[1]
-        down = (row.start + torch.arange(row.count) * row.length) * size[1]
-        across = col.start + torch.arange(col.count) * col.length
+        image = count(images) * size[0] * size[1]
+        down = (row.start + count(row.count) * row.length) * size[1]
+        across = col.start + count(col.count) * col.length
         origins = (image[:, None, None] + down[:, None] + across).flatten()
-        offsets = (torch.arange(row.length)[:, None] * size[1] + torch.arange(col.length)).flatten()
+        offsets = (count(row.length)[:, None] * size[1] + count(col.length)).flatten()
         pixels += origins, offsets
         bounds = [len(origins) * group // groups for group in range(groups + 1)]
         per_head += [
@@ -99,7 +100,7 @@ def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: i
         ]
     tasks = [(task[0], head, *task[1:]) for head in range(heads) for task in per_head]
     tokens = max((row.length * col.length for row, col in tiles), default=0)
-    return _Plan(torch.tensor(tasks, dtype=torch.int64), tokens, pixels)
+    return _Plan(torch.tensor(tasks, dtype=torch.int64, device='cpu'), tokens, pixels)
 
 
 def _runs(numbers: Sequence[int]) -> tuple[Run, ...]:
@@ -139,8 +140,8 @@ class _Launch:
         kernel = kernels.backward if backward else kernels.forward
         threads = min(self.threads, len(self.plan.tasks))
         size = kernels.scratch_size(self.plan.tokens, self.lanes, self.head_dim, backward)
-        scratch = torch.empty(threads * size)
-        counters = torch.zeros(2, dtype=torch.int64)
+        scratch = torch.empty(threads * size, dtype=torch.float32, device='cpu')
+        counters = torch.zeros(2, dtype=torch.int64, device='cpu')
         arguments = [
             *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
             self.plan.tasks.data_ptr(), counters.data_ptr(), scratch.data_ptr(), size,
@@ -261,9 +262,8 @@ def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
 def attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
     """As `attention`, with `runs` for `rows` and `cols`."""
     if not torch.is_grad_enabled() and runtime.is_plain(qkv):
-        return _attend(
-            qkv, scale, table, window, runs
-        )  # calling an operator takes longer than some kernels
+        # Calling an operator takes longer than some kernels.
+        return _attend(qkv, scale, table, window, runs)
     return attention(qkv, scale, table, [*window], *(_numbers(part) for part in runs))
 
 

@@ -391,9 +391,8 @@ class _Backward(_Attention):
         super().begin(task)
         self.values = self.free  # transposed
         self.score_grads = self.at(self.values, self.plane)  # of the queries taken
-        self.scaled_grads = self.at(
-            self.score_grads, self.rows
-        )  # the same, times what makes keys unit vectors
+        # The same, times what makes keys unit vectors.
+        self.scaled_grads = self.at(self.score_grads, self.rows)
         self.key_grads = self.at(self.scaled_grads, self.rows)  # (N, D) each, in two planes
         self.value_grads = self.at(self.key_grads, self.plane)
         self.bias_grads = self.at(self.value_grads, self.plane)

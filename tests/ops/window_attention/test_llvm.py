@@ -145,6 +145,19 @@ def test_calls_at_the_same_time():
                 assert all(torch.equal(*pair) for pair in zip(mine, theirs))
 
 
+def test_defaults_of_torch_do_not_matter():
+    arguments = case((11, 13), (4, 4), True, dim=16)
+    expected = run(llvm, *arguments)
+    backend._plan.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device('meta'):
+            found = run(llvm, *arguments)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(*pair) for pair in zip(found, expected))
+
+
 def test_in_a_forked_process():
     """As data loaders start them, with one thread."""
     code = (
