@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -
         return found if out is None else out.copy_(found)
     from swinv2_mm.ops.llvm import norm_kernel
 
-    assert isinstance(norm, nn.LayerNorm)
+    norm = cast(nn.LayerNorm, norm)
     out = torch.empty_like(x) if out is None else out
     counter = torch.zeros(1, dtype=torch.int64, device='cpu')
     eps = torch.tensor([norm.eps], dtype=torch.float32, device='cpu')

@@ -73,25 +73,14 @@ def in_bands(
     step = max(1, CHUNK_NUMBERS * x.shape[axis] // max(1, x.numel() * rows)) * rows
     if step >= x.shape[axis] or not is_unwatched(module, x):
         return forward(x)
-    out, start = None, 0
-    for part in x.split(step, dim=axis):
-        band = forward(part)
-        if out is None:
-            out = band.new_empty(len(band), -(-x.shape[axis] // rows), *band.shape[2:])
-        out[:, start : start + band.shape[1]] = band
-        start += band.shape[1]
-    assert out is not None
+    parts = x.split(step, dim=axis)
+    first = forward(parts[0])
+    out = first.new_empty(len(first), -(-x.shape[axis] // rows), *first.shape[2:])
+    places = out.split(step // rows, dim=1)
+    places[0].copy_(first)
+    for place, part in zip(places[1:], parts[1:]):
+        place.copy_(forward(part))
     return out
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep what a call frees, up to 64 MB, for the next one.
-
-    Otherwise it hands memory back to the system and gets it anew, to be cleared page by page, during every call. It
-    keeps twice the largest block that it has seen freed, if that was below 32 MB; this frees one, which nobody used.
-    """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8, device='cpu')
 
 
 def _attention(
@@ -136,7 +125,6 @@ def forward_chunked(
         partition: How its attention cuts the map.
         overwrite: Whether the result takes the place of the input: each band needs but its own part of it.
     """
-    keep_freed_memory()
     attn, out = block.attn, x if overwrite else torch.empty_like(x)
     qkv_bias, attention = attn.qkv_bias(), _attention(attn, partition)
     for band in partition.bands(len(x), CHUNK_NUMBERS // x.shape[3]):

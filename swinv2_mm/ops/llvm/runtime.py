@@ -89,8 +89,13 @@ def compile_function(module: Any) -> int:
 
 
 def run(address: int, arguments: list[int], threads: int) -> None:
-    """Call a compiled function in as many threads at once, this one among them."""
-    values = (ctypes.c_int64 * len(arguments))(*arguments)
+    """Call a compiled function in as many threads at once, this one among them.
+
+    Raises:
+        RuntimeError: If there are no threads, see `why_not_here`.
+    """
     parallel = _parallel()
-    assert parallel is not None
+    if parallel is None:
+        raise RuntimeError(f'a compiled kernel cannot run here, because {why_not_here()}')
+    values = (ctypes.c_int64 * len(arguments))(*arguments)
     parallel(address, ctypes.addressof(values), threads, 0)

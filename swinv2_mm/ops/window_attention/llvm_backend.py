@@ -1,4 +1,4 @@
-"""Attention by the kernels of `llvm_kernels`: on a CPU, nothing the size of the map is copied, and no score is stored.
+"""Attention on a CPU by kernels that LLVM compiles: nothing the size of the map is copied, and no score is stored.
 
 Their tasks are the same in every run with as many threads, and so are the sums of gradients. Kernels are wrapped as
 operators of torch, so that `torch.compile` takes them as they are. llvmlite is imported when a kernel could run first,
@@ -22,16 +22,17 @@ from swinv2_mm.ops.window_attention.checks import check_inputs
 from swinv2_mm.ops.window_attention.partition import Run, Runs, WindowPartition
 
 MAX_HEAD_DIM = 128
-LANES = 8, 16
+LANES = tuple(runtime.LANES.values())
 # Tasks of a thread: as many as share the work evenly, few enough that laying out biases is of no account.
 TASKS_PER_THREAD = 4
 
 
 @functools.cache
-def _kernels() -> Any:
-    from swinv2_mm.ops.window_attention import llvm_kernels
+def _kernels() -> tuple[Any, Any]:
+    """The modules of the forward and of the backward pass."""
+    from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel
 
-    return llvm_kernels
+    return llvm_kernel, llvm_backward_kernel
 
 
 @torch.compiler.assume_constant_result
@@ -61,7 +62,7 @@ class _Plan:
     """The tasks of a call.
 
     Attributes:
-        tasks: `(nH * tasks per head, TASK)`, see `llvm_kernels`; head by head.
+        tasks: `(nH * tasks per head, TASK)`, see `llvm_kernel`; head by head.
         tokens: Of the largest window.
         pixels: What the tasks hold addresses of.
     """
@@ -118,7 +119,8 @@ class _Launch:
         images, height, width, channels = qkv.shape
         self.heads = len(table)
         self.head_dim = channels // (3 * self.heads)
-        self.lanes = min(runtime.lanes(), LANES[self.head_dim % LANES[1] == 0])
+        usable = (lanes for lanes in LANES if self.head_dim % lanes == 0)
+        self.lanes = max(lanes for lanes in usable if lanes <= runtime.lanes())
         self.threads = torch.get_num_threads()
         self.plan = _plan(images, (height, width), runs, self.heads, self.threads)
         self.channels = channels // 3
@@ -136,10 +138,9 @@ class _Launch:
         """
         if not len(self.plan.tasks):
             return
-        kernels = _kernels()
-        kernel = kernels.backward if backward else kernels.forward
+        kernel = _kernels()[backward]
         threads = min(self.threads, len(self.plan.tasks))
-        size = kernels.scratch_size(self.plan.tokens, self.lanes, self.head_dim, backward)
+        size = kernel.scratch_size(self.plan.tokens, self.lanes, self.head_dim)
         scratch = torch.empty(threads * size, dtype=torch.float32, device='cpu')
         counters = torch.zeros(2, dtype=torch.int64, device='cpu')
         arguments = [
@@ -148,7 +149,7 @@ class _Launch:
             len(self.plan.tasks), self.channels, table_pitch(window), *window,
             *(tensor.data_ptr() for tensor in more),
         ]  # fmt: skip
-        runtime.run(kernel(self.lanes, self.head_dim), arguments, threads)
+        runtime.run(kernel.build(self.lanes, self.head_dim), arguments, threads)
 
 
 def table_pitch(window: Sequence[int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,10 @@ class Tile:
                     )
 
 
+def _tiles(runs: Runs) -> tuple[Tile, ...]:
+    return tuple(Tile(row, col) for row, col in product(*runs))
+
+
 @dataclass(frozen=True)
 class Band:
     """Whole rows of windows across a map, for some images of the batch.
@@ -107,7 +112,7 @@ class Band:
     @property
     def tiles(self) -> tuple[Tile, ...]:
         """The same windows, by size."""
-        return tuple(Tile(row, col) for row in self.runs[0] for col in self.runs[1])
+        return _tiles(self.runs)
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,7 @@ class WindowPartition:
         What the labels of `regions` keep apart are smaller windows at the border of the map. All windows of
         one size form one tile; there are at most nine.
         """
-        rows, cols = self.runs
-        return tuple(Tile(row, col) for row in rows for col in cols)
+        return _tiles(self.runs)
 
     @property
     def runs(self) -> Runs:
