@@ -33,6 +33,8 @@ from swinv2_mm.models.layers import (
     apply_output_norm,
     build_output_norm,
 )
+from swinv2_mm.ops.llvm.runtime import is_plain
+from swinv2_mm.ops.memory import keep_freed_memory
 from swinv2_mm.ops.window_attention import check_backend
 from swinv2_mm.registry import register_everywhere
 
@@ -315,6 +317,8 @@ class SwinTransformerV2(BaseModule):
             ValueError: If its shape is another.
         """
         self._check_input(x)
+        if x.device.type == 'cpu' and is_plain(x):
+            keep_freed_memory()
         x = self.pos_drop(self.patch_embed(x))
         outs = []
         for stage, layer in enumerate(cast(Iterable[SwinStage], self.layers)):
