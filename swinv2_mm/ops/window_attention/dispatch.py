@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from swinv2_mm.ops.exporting import is_exporting
 from swinv2_mm.ops.window_attention.fused import fused_window_attention
 from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention, why_not_llvm
 from swinv2_mm.ops.window_attention.partition import WindowPartition
@@ -13,7 +14,6 @@ from swinv2_mm.ops.window_attention.triton_backend import triton_window_attentio
 
 _NAMES = ('auto', 'reference', 'fused', 'llvm', 'triton')
 _WHY_NOT = {'llvm': why_not_llvm, 'triton': why_not_triton}
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)  # since torch 2.7
 
 
 def available_backends() -> tuple[str, ...]:
@@ -57,7 +57,7 @@ def choose_backend(
     if name == 'auto':
         if dropout_p:
             return 'reference'
-        if _is_exporting():
+        if is_exporting():
             return 'fused'  # what an exported program is made of has to exist where it runs
         kernel = {'cuda': 'triton', 'cpu': 'llvm'}.get(device.type)
         if kernel is None or _WHY_NOT[kernel](device, head_dim, dtype) is not None:

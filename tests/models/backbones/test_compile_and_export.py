@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from swinv2_mm.models.backbones import SwinTransformerV2
+from swinv2_mm.ops.exporting import is_exporting
 
 NANO = dict(embed_dims=16, depths=(2, 2), num_heads=(1, 2))
 
@@ -95,3 +96,17 @@ def test_checkpointing_and_autocast_keep_the_gradients(randomize, backend):
         grads.append([weight.grad for weight in model.parameters()])
     for mine, theirs in zip(*grads):
         assert torch.equal(mine, theirs)
+
+
+def test_only_exported_programs_are_made_of_plain_operators():
+    """torch 2.7 to 2.13 call compiling exporting, which kept kernels out of compiled code."""
+
+    class Asks(torch.nn.Module):
+        def forward(self, x):
+            return x + (1 if is_exporting() else 0)
+
+    x = torch.zeros(1)
+    torch._dynamo.reset()
+    assert Asks()(x) == 0
+    assert torch.compile(Asks(), backend='eager', fullgraph=True)(x) == 0
+    assert torch.export.export(Asks(), (x,)).module()(x) == 1
