@@ -22,8 +22,9 @@ from swinv2_mm.ops.window_attention.reference import MIN_NORM, expand_bias
 # Bytes that a chunk may hold on the CPU, so that they stay in its cache: of queries, keys and values in the forward
 # pass, and of scores in the backward pass.
 CHUNK_BYTES = 2**22
-# On a GPU a chunk should rather fill the device.
+# On a GPU a chunk should rather fill the device; but the windows of a chunk are an axis of the grid of torch's kernels.
 CHUNK_BYTES_GPU = 2**28
+MOST_WINDOWS_GPU = 2**16 - 1
 
 
 def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
@@ -66,10 +67,11 @@ def windows_per_chunk(bytes_per_window: int, device: torch.device, sequential: b
     """How many windows of a tile make a chunk."""
     if sequential:
         return 1
+    most = 2**31 if device.type == 'cpu' else MOST_WINDOWS_GPU
     if torch.compiler.is_compiling():
-        return 2**31  # the compiler has its own way of cutting loops, and would unroll these
+        return most  # the compiler has its own way of cutting loops, and would unroll these
     budget = CHUNK_BYTES if device.type == 'cpu' else CHUNK_BYTES_GPU
-    return max(1, budget // bytes_per_window)
+    return min(most, max(1, budget // bytes_per_window))
 
 
 def attend_tiles(

@@ -22,12 +22,17 @@ from swinv2_mm.ops.window_attention.partition import WindowPartition
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128
 MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
-# Most tokens of a block, of which each program of a kernel owns one, and of a step, by which it walks through the
-# window. fp32 takes smaller ones: exact products of fp32 fill the registers.
-BLOCK, BLOCK_FP32, STEP = 64, 32, 32
-STAGES = 2  # steps whose keys are under way at a time
-# Programs per multiprocessor over which the sum over windows is spread.
-PARTS_PER_PROCESSOR = 4
+# Most tokens of a block, of which a program owns one, and of a step, by which it walks through the window: in the
+# forward pass, and in the backward pass. fp32 takes smaller ones: exact products of fp32 fill the registers.
+BLOCK, STEP, GRAD_STEP = 64, 32, 64
+BLOCK_FP32, STEP_FP32 = 32, 32
+# Steps, or windows, whose tokens are under way at a time: in the kernels of the forward pass and of windows that fit
+# into one block, and in the others, whose registers are full.
+STAGES, GRAD_STAGES = 3, 1
+# Programs per multiprocessor over which windows are spread: in the forward pass, in the backward pass, and for sums
+# over windows, each of which a program has to write.
+FORWARD_PROGRAMS, GRAD_PROGRAMS, SUM_PROGRAMS = 8, 2, 4
+LOG2_E = 1.4426950408889634
 
 
 @functools.cache
@@ -35,6 +40,21 @@ def _kernels() -> Any:
     from swinv2_mm.ops.window_attention import triton_kernels
 
     return triton_kernels
+
+
+@functools.cache
+def _tile_kernels() -> Any:
+    from swinv2_mm.ops.window_attention import triton_tile_kernels
+
+    return triton_tile_kernels
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    if device.type != 'cuda':
+        return 2  # that of the interpreter
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _interpreted() -> bool:
@@ -59,6 +79,8 @@ def why_not_triton(
         return f'it computes in fp16, bf16 or fp32, not in {dtype}'
     if not 1 <= head_dim <= MAX_HEAD_DIM:
         return f'its heads have 1 to {MAX_HEAD_DIM} channels, not {head_dim}'
+    if device.type == 'cuda' and device.index is None and torch.cuda.is_available():
+        device = torch.device('cuda', torch.cuda.current_device())
     return _why_not_on(device)
 
 
@@ -97,7 +119,7 @@ def _block(tokens: int, dtype: torch.dtype) -> int:
     return size
 
 
-def _kernel_dtype(dtype: torch.dtype) -> Any:
+def kernel_dtype(dtype: torch.dtype) -> Any:
     """The dtype of the operands of products, in Triton's terms."""
     import triton.language as tl
 
@@ -108,56 +130,80 @@ def _kernel_dtype(dtype: torch.dtype) -> Any:
     ]
 
 
+def _allows_tf32() -> bool:
+    """Whether fp32 may be multiplied as tf32. The older setting cannot be read once the newer one was written."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, 'fp32_precision'):  # since torch 2.9
+        return bool(matmul.fp32_precision == 'tf32')
+    return bool(matmul.allow_tf32)
+
+
 class _Launch:
     """What the kernels have in common for one map, dtype and partition."""
 
-    def __init__(self, qkv: Tensor, heads: int, window: list[int], shift: list[int]) -> None:
+    def __init__(
+        self, qkv: Tensor, heads: int, window: list[int], shift: list[int], backward: bool = False
+    ) -> None:
         images, height, width, channels = qkv.shape
-        exact, tf32 = qkv.dtype == torch.float32, torch.backends.cuda.matmul.allow_tf32
+        exact, tf32 = qkv.dtype == torch.float32, _allows_tf32()
         self.heads = heads
         self.tokens = window[0] * window[1]
         self.windows = images * -(-height // window[0]) * -(-width // window[1])
         self.sizes = (heads, height, width, *window, *shift)
         head_dim = channels // (3 * heads)
         self.block = _block(self.tokens, qkv.dtype)
-        self.step = min(self.block, STEP if head_dim <= 64 or qkv.dtype != torch.float32 else 16)
+        step = STEP_FP32 if exact else GRAD_STEP if backward else STEP
+        self.step = min(self.block, step if head_dim <= 64 else step // 2)
         self.blocks = -(-self.tokens // self.block)
         self.steps = -(-self.tokens // self.step)
         self.programs = self.blocks * heads * self.windows
         whole = height % window[0] == 0 and width % window[1] == 0
         whole = whole and self.tokens % self.block == 0 and not any(shift)
+        # Divisions by sizes that are known when the kernels are compiled cost next to nothing. Square windows have few
+        # sizes; those that shrink to a map of any shape are not worth kernels of their own.
+        known = window if window[0] == window[1] else (0, 0)
         self.options = dict(
+            WIN_H=known[0],
+            WIN_W=known[1],
             D=head_dim,
             BLOCK_D=max(16, 1 << (head_dim - 1).bit_length()),  # the least that tensor cores take
             BLOCK=self.block,
             num_warps=4 if exact else self.block // 16 * (2 if head_dim > 64 else 1),
-            num_stages=STAGES,
+            num_stages=GRAD_STAGES if backward and self.blocks > 1 else STAGES,
         )
         self.products = dict(
-            STEP=self.step,
             MASKED=not whole,
-            DTYPE=_kernel_dtype(qkv.dtype),
+            DTYPE=kernel_dtype(qkv.dtype),
             # In half precision only gradients of logits are multiplied in fp32; for these tf32 will do.
             PRECISION='ieee' if exact and not tf32 else 'tf32',
+            GATHER=not _interpreted(),
         )
         # Scaled losses take the gradients of logits out of the range of fp16.
-        self.wide = _kernel_dtype(torch.bfloat16 if qkv.dtype == torch.bfloat16 else torch.float32)
+        self.wide = kernel_dtype(torch.bfloat16 if qkv.dtype == torch.bfloat16 else torch.float32)
 
     def rows(self, like: Tensor) -> Tensor:
         """Uninitialised fp32, one number per token of every window and head: `(B * nW, nH, N)`."""
         return like.new_empty(self.windows, self.heads, self.tokens, dtype=torch.float32)
 
-    def parts(self, device: torch.device) -> int:
-        """Into how many parts to split the windows when summing over them, so that the device has enough programs."""
-        processors = 2
-        if device.type == 'cuda':
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        wanted = processors * PARTS_PER_PROCESSOR // (self.heads * self.blocks * self.steps)
-        return max(1, min(wanted, self.windows))
+    def parts(self, device: torch.device, per_processor: int, programs: int) -> tuple[int, int]:
+        """Split the windows so that the device has enough programs.
+
+        Args:
+            device: Where they run.
+            per_processor: Programs wanted for each multiprocessor.
+            programs: Programs for each part.
+
+        Returns:
+            The number of parts, and the windows of each but the last, which may have fewer.
+        """
+        wanted = max(1, _processors(device) * per_processor // programs)
+        each = -(-self.windows // min(wanted, self.windows))
+        return -(-self.windows // each), each
 
 
-def _plain(x: Tensor) -> Tensor:
-    return x.detach().float().contiguous()
+def _base_2(x: Tensor) -> Tensor:
+    """Logits for the exponential of base 2, contiguous in fp32."""
+    return (x.detach().float() * LOG2_E).contiguous()
 
 
 @torch.library.custom_op(
@@ -166,17 +212,25 @@ def _plain(x: Tensor) -> Tensor:
     schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) -> (Tensor, Tensor)',
 )
 def _attention(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
-    """The output, and the log-sum-exp of the logits `(B * nW, nH, N)`."""
+    """The output, and the log-sum-exp of the logits `(B * nW, nH, N)`, of base 2."""
     launch = _Launch(qkv, len(table), window, shift)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     lse = launch.rows(qkv)
-    if launch.programs:
-        with torch.cuda.device_of(qkv):
+    if not launch.programs:
+        return out, lse
+    tensors = qkv, _base_2(scale), _base_2(table), out, lse
+    options = {**launch.options, **launch.products}
+    with torch.cuda.device_of(qkv):
+        if launch.blocks == 1:
+            parts, each = launch.parts(qkv.device, FORWARD_PROGRAMS, launch.heads)
+            _tile_kernels().tile_attention_kernel[(parts * launch.heads,)](
+                *tensors, launch.windows, each, *launch.sizes, **options
+            )
+        else:
             _kernels().attention_kernel[(launch.programs,)](
-                qkv, _plain(scale), _plain(table), out, lse,
-                *launch.sizes, **launch.options, **launch.products,
-            )  # fmt: skip
+                *tensors, *launch.sizes, **options, STEP=launch.step
+            )
     return out, lse
 
 
@@ -199,36 +253,64 @@ def _(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
 )
 def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ignore[no-untyped-def]
     """The gradients of qkv, scale and table; zeros for the table's unless it is asked for."""
-    launch = _Launch(qkv, len(table), window, shift)
-    qkv, grad = qkv.contiguous(), grad.contiguous()
-    plain_scale, plain_table = _plain(scale), _plain(table)
-    grad_qkv, delta = torch.empty_like(qkv), launch.rows(qkv)
-    grad_scale = delta.new_empty(launch.windows, launch.heads, launch.blocks)
+    launch = _Launch(qkv, len(table), window, shift, backward=True)
+    qkv, grad, out = qkv.contiguous(), grad.contiguous(), out.contiguous()
+    grad_qkv = torch.empty_like(qkv)
     if not launch.programs:
-        return grad_qkv, torch.zeros_like(scale), torch.zeros_like(table)
-    tensors = qkv, plain_scale, plain_table, lse, delta, grad
+        return grad_qkv, scale.new_zeros(scale.shape), table.new_zeros(table.shape)
+    differentiate = _tile_grads if launch.blocks == 1 else _step_grads
     with torch.cuda.device_of(qkv):
-        _kernels().delta_kernel[(launch.programs,)](
-            out, grad, delta, *launch.sizes, **launch.options
+        grad_scale, grad_bias = differentiate(
+            launch, grad, qkv, _base_2(scale), _base_2(table), out, lse, grad_qkv, with_table
         )
-        _kernels().qkv_grad_kernel[(launch.programs,)](
-            *tensors, grad_qkv, grad_scale, *launch.sizes, **launch.options, **launch.products,
-            WIDE=launch.wide,
-        )  # fmt: skip
-        if with_table:
-            parts = launch.parts(qkv.device)
-            each = -(-launch.windows // parts)
-            parts = -(-launch.windows // each)
-            grad_bias = delta.new_empty(parts, launch.heads, launch.tokens, launch.tokens)
-            _kernels().bias_grad_kernel[(parts * launch.heads * launch.blocks * launch.steps,)](
-                *tensors, grad_bias, launch.windows, each,
-                *launch.sizes, **launch.options, **launch.products,
-            )  # fmt: skip
-            grad_table = _fold_bias(grad_bias.sum(0), window).to(table.dtype)
-        else:
-            grad_table = torch.zeros_like(table)
-    grad_scale = grad_scale.sum((0, 2)).view(scale.shape).to(scale.dtype)
-    return grad_qkv, grad_scale, grad_table
+    grad_table = table.new_zeros(table.shape)
+    if with_table:
+        grad_table = _fold_bias(grad_bias.sum(0), window).to(table.dtype)
+    return grad_qkv, grad_scale.view(scale.shape).to(scale.dtype), grad_table
+
+
+def _tile_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
+    """Write the gradient of qkv; return those of the scale `(nH,)`, and of the bias `(parts, nH, N, N)`."""
+    heads, tokens = launch.heads, launch.tokens
+    parts, each = launch.parts(qkv.device, GRAD_PROGRAMS, heads)
+    grad_scale = lse.new_empty(parts, heads)
+    grad_bias = lse.new_empty(parts, heads, tokens, tokens)
+    _tile_kernels().tile_grad_kernel[(parts * heads,)](
+        *(qkv, scale, table, lse, grad, grad_qkv, grad_scale, grad_bias),
+        *(launch.windows, each, *launch.sizes),
+        **launch.options,
+        **launch.products,
+        WIDE=launch.wide,
+    )
+    return grad_scale.sum(0), grad_bias
+
+
+def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
+    """As `_tile_grads`, for windows of any size; no gradient of the bias unless it is asked for."""
+    heads, tokens = launch.heads, launch.tokens
+    delta = launch.rows(qkv)
+    grad_scale = lse.new_empty(launch.windows, heads, launch.blocks)
+    tensors = qkv, scale, table, lse, delta, grad
+    options = {**launch.options, **launch.products, 'STEP': launch.step}
+    _kernels().delta_kernel[(launch.programs,)](out, grad, delta, *launch.sizes, **launch.options)
+    _kernels().qkv_grad_kernel[(launch.programs,)](
+        *tensors, grad_qkv, grad_scale, *launch.sizes, **options, WIDE=launch.wide
+    )
+    grad_scale = grad_scale.sum((0, 2))
+    if not with_table:
+        return grad_scale, None
+    pairs = heads * launch.blocks * launch.steps
+    parts, each = launch.parts(qkv.device, SUM_PROGRAMS, pairs)
+    grad_bias = lse.new_empty(parts, heads, tokens, tokens)
+    _kernels().bias_grad_kernel[(parts * pairs,)](
+        *tensors,
+        grad_bias,
+        launch.windows,
+        each,
+        *launch.sizes,
+        **options,
+    )
+    return grad_scale, grad_bias
 
 
 @_backward.register_fake
@@ -243,9 +325,17 @@ def _(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ig
 def _fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
     """From the gradient for every pair of tokens to that of the table: the adjoint of `expand_bias`."""
     height, width = window
-    pairs = grad.unflatten(2, (height, width)).flip(-2, -1).flatten(2).transpose(1, 2)
-    size = (2 * height - 1, 2 * width - 1)
-    return F.fold(pairs, size, kernel_size=(height, width)).squeeze(1)
+    pairs = grad.unflatten(1, (height, width)).unflatten(3, (height, width)).transpose(2, 3)
+    by_col = _sum_by_difference(pairs).permute(0, 3, 1, 2)
+    return _sum_by_difference(by_col).transpose(1, 2).contiguous()
+
+
+def _sum_by_difference(x: Tensor) -> Tensor:
+    """From `(..., N, N)` to the sums over pairs of the same difference, `(..., 2 * N - 1)` from 1 - N on."""
+    size = x.shape[-1]
+    # Rows of 2 N numbers, read as rows of 2 N - 1: each is moved by one against the row before.
+    skewed = F.pad(x.flip(-1), (0, size)).flatten(-2)[..., : size * (2 * size - 1)]
+    return skewed.unflatten(-1, (size, 2 * size - 1)).sum(-2)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -271,7 +361,7 @@ def triton_window_attention(
 ) -> Tensor:
     """See `window_attention`. Logits and softmax are in fp32; a second derivative does not exist.
 
-    fp32 is multiplied as tf32 where `torch.backends.cuda.matmul.allow_tf32` says so. Stored for the backward pass are
+    fp32 is multiplied as tf32 where `torch.backends.cuda.matmul` allows it. Stored for the backward pass are
     the inputs, the output and one number per token and head.
 
     Raises:

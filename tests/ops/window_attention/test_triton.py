@@ -21,6 +21,11 @@ DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 CPU = torch.device('cpu')
 
 
+# A window that fits into one block.
+TILE_WINDOW = {torch.float16: (8, 8), torch.bfloat16: (7, 7), torch.float32: (5, 5)}
+FP32_TENSORS = ('scale', 'table', 'lse', 'delta', 'grad_scale', 'grad_bias')
+
+
 def kernels(test):
     """Mark a test that runs the kernels."""
     if INTERPRETED:
@@ -46,7 +51,8 @@ def small_blocks(monkeypatch):
     """Several blocks in a small window, of which the interpreter has time for a few."""
     monkeypatch.setattr(backend, 'BLOCK', 32)
     monkeypatch.setattr(backend, 'BLOCK_FP32', 32)
-    monkeypatch.setattr(backend, 'STEP', 16)
+    for name in ('STEP', 'GRAD_STEP', 'STEP_FP32'):
+        monkeypatch.setattr(backend, name, 16)
 
 
 @outside
@@ -243,6 +249,16 @@ def test_operators_keep_the_rules_of_torch():
         (*inputs, [*partition.window], [*partition.shift]),
         test_utils=('test_schema', 'test_autograd_registration', 'test_faketensor'),
     )
+    window, shift = [*partition.window], [*partition.shift]
+    with torch.no_grad():
+        out, lse = backend._attention(*inputs, window, shift)
+        arguments = (torch.randn_like(out), *(x.detach() for x in inputs), out, lse, window, shift)
+        for with_table in (True, False):  # compiled code relies on the strides of what it gets
+            torch.library.opcheck(
+                backend._backward,
+                (*arguments, with_table),
+                test_utils=('test_schema', 'test_faketensor'),
+            )
 
 
 @kernels
@@ -277,11 +293,11 @@ def test_auto_takes_it_on_a_gpu():
 
 @outside
 @pytest.mark.parametrize(
-    ('capability', 'dtype', 'window', 'dim'),
-    [(80, torch.float16, (16, 16), 32), (86, torch.float32, (12, 12), 32), (90, torch.bfloat16, (7, 7), 64)],
+    ('capability', 'dtype', 'large_window', 'dim'),
+    [(80, torch.float16, (16, 16), 32), (86, torch.float32, (12, 12), 32), (90, torch.bfloat16, (9, 9), 64)],
 )  # fmt: skip
 def test_kernels_compile_where_there_is_no_gpu(
-    capability, dtype, window, dim, tmp_path, monkeypatch
+    capability, dtype, large_window, dim, tmp_path, monkeypatch
 ):
     """The interpreter accepts what the compiler refuses, and shared memory is short on real GPUs only."""
     pytest.importorskip('triton', minversion='3.3')
@@ -289,17 +305,31 @@ def test_kernels_compile_where_there_is_no_gpu(
     from triton.backends.compiler import GPUTarget
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    launch = backend._Launch(torch.empty(1, 20, 20, 6 * dim, dtype=dtype), 2, window, (3, 3))
+    qkv = torch.empty(1, 20, 20, 6 * dim, dtype=dtype)
     short = {torch.float16: '*fp16', torch.float32: '*fp32', torch.bfloat16: '*bf16'}[dtype]
-    given = {**launch.options, **launch.products, 'WIDE': launch.wide}
-    for name in ('attention_kernel', 'delta_kernel', 'qkv_grad_kernel', 'bias_grad_kernel'):
-        kernel = getattr(backend._kernels(), name)
+    for name in (
+        'attention_kernel',
+        'delta_kernel',
+        'qkv_grad_kernel',
+        'bias_grad_kernel',
+        'tile_attention_kernel',
+        'tile_grad_kernel',
+    ):
+        is_tile = name.startswith('tile')
+        window = TILE_WINDOW[dtype] if is_tile else large_window
+        launch = backend._Launch(qkv, 2, list(window), [3, 3], backward='grad' in name)
+        assert (launch.blocks == 1) == is_tile
+        given = {
+            **launch.options, **launch.products,
+            'WIDE': launch.wide, 'STEP': launch.step, 'GATHER': True,
+        }  # fmt: skip
+        kernel = getattr(backend._tile_kernels() if is_tile else backend._kernels(), name)
         signature = dict.fromkeys(kernel.arg_names, 'i32')
         constants = {key: given[key] for key in kernel.arg_names if key in given}
         signature |= dict.fromkeys(constants, 'constexpr')
         for key in ('qkv', 'out', 'grad', 'grad_qkv'):
             signature |= {key: short} if key in signature else {}
-        for key in ('scale', 'table', 'lse', 'delta', 'grad_scale', 'grad_bias'):
+        for key in FP32_TENSORS:
             signature |= {key: '*fp32'} if key in signature else {}
         source = triton_compiler.ASTSource(kernel, signature, constants)
         options = {key: launch.options[key] for key in ('num_warps', 'num_stages')}
