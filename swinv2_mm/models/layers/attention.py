@@ -125,7 +125,11 @@ class WindowAttention(nn.Module):
         Returns:
             `(B, H, W, C)`.
         """
-        out = window_attention(
+        return self.proj_drop(self.proj(self.attend(x, partition)))
+
+    def attend(self, x: Tensor, partition: WindowPartition) -> Tensor:
+        """As `forward`, without the projection at its end."""
+        return window_attention(
             linear(x, self.qkv.weight, self.qkv_bias()),
             self.scale(),
             self.position_bias(partition.window),
@@ -134,4 +138,3 @@ class WindowAttention(nn.Module):
             backend=self.backend,
             sequential=self.sequential,
         )
-        return self.proj_drop(self.proj(out))

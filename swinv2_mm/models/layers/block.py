@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from swinv2_mm.models.layers.attention import WindowAttention
 from swinv2_mm.models.layers.chunked import forward_chunked, runs_chunked
 from swinv2_mm.models.layers.drop_path import DropPath
+from swinv2_mm.models.layers.fused_tail import forward_tail, runs_tail
 from swinv2_mm.models.layers.linear import Linear
 from swinv2_mm.models.layers.patch import PatchMerging
 from swinv2_mm.ops.linear import linear
@@ -127,8 +128,12 @@ class SwinBlock(nn.Module):
         partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
         if runs_chunked(self, x):
             return forward_chunked(self, x, partition, overwrite and x.is_contiguous())
-        x = x + self.drop_path(self.norm1(self.attn(self.attention_input(x), partition)))
-        x = x + self.drop_path(self.norm2(self.mlp(x)))
+        if runs_tail(self, x):
+            attended = self.attn.attend(self.attention_input(x), partition)
+            x = forward_tail(self, x, attended)
+        else:
+            x = x + self.drop_path(self.norm1(self.attn(self.attention_input(x), partition)))
+            x = x + self.drop_path(self.norm2(self.mlp(x)))
         return x if self.norm3 is None else self.norm3(x)
 
 

@@ -108,7 +108,8 @@ class PositionBias(nn.Sequential, ABC):
         """
         weight = self._weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.register_buffer('coords', self.coordinates(weight.device, dtype), persistent=False)
+        with torch.inference_mode(False):  # training may follow
+            self.register_buffer('coords', self.coordinates(weight.device, dtype), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionBias:
         # `.to()`, `.half()` and `.to_empty()` come through here. Rebuilding keeps the table precise and, after

@@ -1,0 +1,171 @@
+"""The kernel of what follows the attention: in Triton's interpreter, and on a GPU."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from swinv2_mm import SwinTransformerV2
+from swinv2_mm.models.layers.block import SwinBlock
+from swinv2_mm.models.layers.fused_tail import forward_tail, runs_tail
+from swinv2_mm.ops.block_tail import TailWeights, block_tail, why_not_fused
+from swinv2_mm.ops.block_tail import triton_backend as backend
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+DEVICE = 'cpu' if INTERPRETED else 'cuda'
+# Largest difference from fp64 with the same rounded inputs, over the largest entry: the hidden layer is rounded.
+TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+outside = pytest.mark.skipif(INTERPRETED, reason='not about the kernel')
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+
+
+def kernel(test):
+    """Mark a test that runs the kernel."""
+    return test if INTERPRETED else pytest.mark.gpu(needs_gpu(test))
+
+
+def case(channels, tokens, dtype, x_dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    def matrix(rows, cols):
+        return (draw(rows, cols) / cols**0.5).to(dtype)
+
+    hidden = 4 * channels
+    vectors = [draw(channels) for _ in range(6)]
+    weights = TailWeights(
+        matrix(channels, channels), *vectors[:3], matrix(hidden, channels), draw(hidden),
+        matrix(channels, hidden), *vectors[3:],
+    )  # fmt: skip
+    x = draw(1, tokens, channels).to(x_dtype)
+    attended = draw(1, tokens, channels).to(dtype)
+    return [part.to(DEVICE) for part in (x, attended)], TailWeights(
+        *(weight.to(DEVICE) for weight in weights)
+    )
+
+
+def exact(x, attended, weights, eps):
+    x, attended = x.double(), attended.double()
+    w = TailWeights(*(weight.double() for weight in weights))
+    shape = x.shape[-1:]
+    y = F.linear(attended, w.proj_weight, w.proj_bias)
+    x = x + F.layer_norm(y, shape, w.norm1_weight, w.norm1_bias, eps[0])
+    y = F.linear(F.gelu(F.linear(x, w.fc1_weight, w.fc1_bias)), w.fc2_weight, w.fc2_bias)
+    return x + F.layer_norm(y, shape, w.norm2_weight, w.norm2_bias, eps[1])
+
+
+def check(channels, tokens, dtype, x_dtype=torch.float32):
+    (x, attended), weights = case(channels, tokens, dtype, x_dtype)
+    eps = (1e-5, 1e-3)
+    given = x.clone()
+    mine = block_tail(x, attended, weights, eps)
+    theirs = exact(x, attended, weights, eps)
+    assert torch.equal(x, given)
+    assert mine.dtype == x_dtype and mine.shape == x.shape
+    tolerance = TOLERANCES[dtype] if x_dtype == torch.float32 else 2e-2
+    assert (mine - theirs).abs().max() <= tolerance * theirs.abs().max()
+    for _ in range(3):
+        assert torch.equal(block_tail(x, attended, weights, eps), mine)
+
+
+@outside
+def test_the_kernel_in_the_interpreter():
+    pytest.importorskip('triton')
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__]
+    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
+    assert ' passed' in child.stdout
+
+
+# Channels of one part and of two, each with its own sizes of blocks; the last block is not full.
+@kernel
+@pytest.mark.parametrize(
+    ('channels', 'tokens'), [(32, 70), (48, 5), (96, 150), (128, 129), (192, 65)]
+)
+def test_equals_the_layers(channels, tokens):
+    check(channels, tokens, torch.float16)
+
+
+@kernel
+def test_bf16_with_a_residual_in_bf16():
+    if INTERPRETED:
+        pytest.skip('the interpreter multiplies the bit patterns of bf16')
+    check(96, 1000, torch.bfloat16)
+    check(192, 1000, torch.bfloat16, torch.bfloat16)
+
+
+@kernel
+def test_no_tokens():
+    (x, attended), weights = case(32, 0, torch.float16)
+    assert block_tail(x, attended, weights, (1e-5, 1e-5)).shape == (1, 0, 32)
+
+
+@kernel
+def test_the_operator_keeps_the_rules_of_torch():
+    (x, attended), weights = case(32, 3, torch.float16)
+    torch.library.opcheck(
+        backend._block_tail,
+        (x, attended, list(weights), 1e-5, 1e-5),
+        test_utils=('test_schema', 'test_faketensor'),
+    )
+
+
+@kernel
+def test_a_block_by_its_layers(randomize):
+    block = randomize(SwinBlock(48, 3, (4, 4), extra_norm=True)).to(DEVICE).eval()
+    x = torch.randn(2, 5, 7, 48, device=DEVICE)
+    attended = torch.randn(2, 5, 7, 48, device=DEVICE).half()
+    with torch.no_grad():
+        y = x + block.norm1(block.attn.proj(attended.float()))
+        y = y + block.norm2(block.mlp(y))
+        torch.testing.assert_close(forward_tail(block, x, attended), y, rtol=1e-2, atol=1e-2)
+
+
+@outside
+def test_where_it_cannot_run_it_says_why():
+    cpu, half = torch.device('cpu'), torch.float16
+    assert 'fp16 or bf16' in why_not_fused(cpu, torch.float32, 96, 384)
+    assert '384 channels are not' in why_not_fused(cpu, half, 384, 1536)
+    assert '112 channels are not' in why_not_fused(cpu, half, 112, 448)
+    assert 'hidden channels are not a multiple of 32' in why_not_fused(cpu, half, 96, 100)
+    assert why_not_fused(cpu, half, 96, 384) is not None  # no GPU
+
+
+@outside
+def test_it_stays_away_from_training_and_cpus():
+    block = SwinBlock(32, 1, (4, 4)).eval()
+    assert not runs_tail(block, torch.randn(1, 4, 4, 32))
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_who_waits_for_a_layer_is_called(randomize):
+    """Hooks, other layers and training take the layers one by one."""
+    model = SwinTransformerV2(out_indices=(0,), drop_path_rate=0.0, attn_backend='triton')
+    model = randomize(model).cuda().eval()
+    block = model.layers[0].blocks[0]
+    x = torch.randn(1, 16, 16, 96, device='cuda')
+    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16):
+        assert runs_tail(block, x)
+        fused = block(x)
+        seen = []
+        handle = block.mlp.register_forward_hook(lambda *_: seen.append(1))
+        assert not runs_tail(block, x)
+        plain = block(x)
+        assert seen
+        handle.remove()
+        torch.testing.assert_close(fused, plain, rtol=3e-2, atol=3e-2)
+        block.mlp.act = torch.nn.ReLU()
+        assert not runs_tail(block, x)
+    block = model.layers[0].blocks[1]
+    assert not runs_tail(block, x)  # gradients
+    with torch.no_grad(), torch.autocast('cuda', torch.bfloat16):
+        assert runs_tail(block, x)
+        block.attn.backend = 'auto'
+        assert not runs_tail(block, x)
