@@ -160,7 +160,7 @@ def test_focal_loss():
     logits, target = torch.randn(7, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 3, 3, 0, 1])
     results = []
     for device in ('cpu', DEVICE):
-        x = logits.to(device).requires_grad_()
+        x = logits.clone().to(device).requires_grad_()
         loss = ops.sigmoid_focal_loss(x, target.to(device), 2.0, 0.25, None, 'sum')
         loss.backward()
         results.append([loss.detach().cpu(), x.grad.cpu()])

@@ -1,0 +1,463 @@
+"""What a first run on a GPU usually breaks, in the Triton backend: streams, strides, large sizes, devices and graphs.
+
+As in `test_triton.py`, kernels run on a GPU where there is one, and in Triton's interpreter in a pytest of their own.
+"""
+
+import builtins
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo.testing
+from test_backends import case, check, run
+from test_triton import DEVICE, INTERPRETED, kernels, on_device, outside, triton
+from torch.utils.checkpoint import checkpoint
+
+from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
+from swinv2_mm.ops.window_attention import triton_backend as backend
+
+CUDA = torch.device('cuda', 0)
+BACKBONE_TESTS = Path(__file__).parents[2] / 'models' / 'backbones' / 'test_on_gpus.py'
+
+
+def gpu(test):
+    """Mark a test that only a GPU can run."""
+    runnable = (
+        not INTERPRETED
+        and torch.cuda.is_available()
+        and backend.why_not_triton(torch.device('cuda', torch.cuda.current_device())) is None
+    )
+    test = pytest.mark.skipif(not runnable, reason='needs a GPU that Triton supports')(test)
+    return pytest.mark.gpu(test)
+
+
+@outside
+def test_kernels_in_the_interpreter():
+    """Those of the backbone's tests that run kernels are in the same process: it takes seconds to start."""
+    pytest.importorskip('triton')
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider']
+    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    child = subprocess.run(
+        [*command, __file__, str(BACKBONE_TESTS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
+    assert ' passed' in child.stdout
+
+
+def usual_case(size=(5, 6), heads=1, seed=0):
+    """What most tests run, so that a GPU compiles few kernels: padded and shifted windows of 16 tokens in fp16."""
+    options = dict(images=1, heads=heads, dim=32, dtype=torch.float16, seed=seed)
+    return case(size, (4, 4), True, **options)
+
+
+def assert_equal(results, others):
+    for mine, theirs in zip(results, others, strict=True):
+        assert torch.equal(mine, theirs)
+
+
+# A new number of channels is a new set of kernels, which take seconds to compile.
+@kernels
+@pytest.mark.parametrize('dim', [40, 48])
+def test_channels_of_a_head(dim):
+    tensors, grad, partition = on_device(
+        *case((4, 6), (4, 4), False, images=1, dim=dim, dtype=torch.float16)
+    )
+    check(triton, tensors, grad, partition, torch.float16)
+
+
+@gpu
+@pytest.mark.parametrize(
+    ('size', 'window'),
+    [((32, 32), (32, 32)), ((24, 20), (24, 24)), ((20, 9), (16, 7))],
+)  # fmt: skip
+def test_windows_of_up_to_1024_tokens(size, window):
+    tensors, grad, partition = on_device(
+        *case(size, window, True, images=1, heads=1, dim=32, dtype=torch.float16)
+    )
+    check(triton, tensors, grad, partition, torch.float16)
+
+
+@kernels
+def test_strides_do_not_matter():
+    """A part of a larger map, a map with its channels first, and the table as the position bias gives it."""
+    (qkv, scale, table), grad, partition = on_device(*usual_case(heads=2))
+    plain = run(triton, (qkv, scale, table), grad, partition)
+    larger = qkv.new_zeros(2, qkv.shape[1] + 1, qkv.shape[2] + 2, qkv.shape[3] + 8)
+    larger[1:, 1:, 1:-1, 8:] = qkv
+    channels_first = qkv.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    heads_last = table.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    for strided in (larger[1:, 1:, 1:-1, 8:], channels_first):
+        assert not strided.is_contiguous() and not heads_last.is_contiguous()
+        strided, bias = (x.detach().requires_grad_() for x in (strided, heads_last))
+        factor = scale.detach().requires_grad_()
+        out = triton(strided, factor, bias, partition)
+        out.backward(grad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1))
+        assert_equal((out, strided.grad, factor.grad, bias.grad), plain)
+
+
+@kernels
+def test_every_number_of_an_output_is_written():
+    """Deterministic algorithms are allowed, and fill what is allocated without a value with NaN."""
+    tensors, grad, partition = on_device(*usual_case())
+    plain = run(triton, tensors, grad, partition)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_equal(run(triton, tensors, grad, partition), plain)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@kernels
+@pytest.mark.parametrize('use_reentrant', [False, True])
+def test_checkpointing_changes_no_gradient(use_reentrant):
+    tensors, grad, partition = on_device(*usual_case())
+
+    def recomputed(*inputs):
+        return checkpoint(triton, *inputs, use_reentrant=use_reentrant)
+
+    assert_equal(run(recomputed, tensors, grad, partition), run(triton, tensors, grad, partition))
+
+
+@kernels
+def test_inference_mode_and_no_grad_give_the_same():
+    tensors, _, partition = on_device(*usual_case())
+    with torch.no_grad():
+        plain = triton(*tensors, partition)
+    with torch.inference_mode():
+        assert torch.equal(triton(*tensors, partition), plain)
+
+
+@kernels
+def test_a_second_derivative_is_refused():
+    (qkv, scale, table), _, partition = on_device(*usual_case())
+    qkv.requires_grad_()
+    out = triton(qkv, scale, table, partition)
+    (first,) = torch.autograd.grad(out.float().square().sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match=r'window_attention_backward.* no autograd formula'):
+        torch.autograd.grad(first.float().sum(), qkv)
+
+
+@kernels
+def test_compiled_once_for_several_sizes():
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def attention(qkv, scale, table):
+        partition = WindowPartition.fit((qkv.shape[1], qkv.shape[2]), (4, 4), (2, 2))
+        return triton(qkv, scale, table, partition) * 1
+
+    for size in ((5, 6), (7, 5)):
+        tensors, grad, partition = on_device(*usual_case(size=size))
+        plain = run(triton, tensors, grad, partition)
+
+        def compiled(qkv, scale, table, _):
+            for axis in (1, 2):
+                torch._dynamo.mark_dynamic(qkv, axis)
+            return attention(qkv, scale, table)
+
+        assert_equal(run(compiled, tensors, grad, partition), plain)
+    assert counter.frame_count == 1
+
+
+@kernels
+def test_tf32_is_read_from_either_setting_of_torch():
+    """Since torch 2.9 there are two, of which the older one cannot be read once the newer one was written."""
+    matmul = torch.backends.cuda.matmul
+    if not hasattr(matmul, 'fp32_precision'):
+        pytest.skip('this torch has but one setting')
+    tensors, grad, partition = on_device(*case((4, 4), (4, 4), False, images=1, heads=1))
+    plain = run(triton, tensors, grad, partition)
+    try:
+        for name in ('tf32', 'ieee'):
+            matmul.fp32_precision = name
+            results = run(triton, tensors, grad, partition)
+            for mine, theirs in zip(results, plain):
+                torch.testing.assert_close(mine, theirs, rtol=1e-2, atol=2e-2 * theirs.abs().max())
+    finally:
+        matmul.fp32_precision = 'none'
+    assert_equal(results, plain)
+
+
+@pytest.fixture
+def end_of_a_grid(monkeypatch):
+    """Returns a function after which the interpreter runs only so many programs of a grid, the last ones.
+
+    Tensors that these do not touch have no memory.
+    """
+
+    def keep(count):
+        if not INTERPRETED:
+            return
+        from triton.runtime import interpreter
+
+        def last_programs(*bounds):  # one number where it loops over a grid
+            return builtins.range(*bounds)[-count:] if len(bounds) == 1 else builtins.range(*bounds)
+
+        monkeypatch.setattr(interpreter, 'range', last_programs, raising=False)
+        # On a CPU it would copy every tensor onto itself.
+        monkeypatch.setattr(interpreter.GridExecutor, '_restore_args_dev', lambda *args: None)
+
+    return keep
+
+
+@kernels
+def test_the_last_tokens_of_a_window_of_1024(end_of_a_grid):
+    end_of_a_grid(1)
+    tensors, _, partition = on_device(
+        *case((32, 32), (32, 32), False, images=1, heads=1, dim=32, dtype=torch.float16)
+    )
+    with torch.no_grad():
+        found = triton(*tensors, partition)[:, -1]
+        expected = window_attention(*tensors, partition, backend='reference')[:, -1]
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+# Windows of one block and of several go to different kernels, and those of several take the interpreter long.
+@kernels
+@pytest.mark.parametrize(
+    ('size', 'window'), [((5, 4), (4, 4)), ((9, 8) if INTERPRETED else (24, 20), (24, 24))]
+)
+def test_more_than_2_to_the_31_numbers(size, window, end_of_a_grid, monkeypatch):
+    """The last image of a batch whose offsets do not fit 32 bits, forward and backward, against the same image alone.
+
+    In the interpreter only what is written to has memory.
+    """
+    if INTERPRETED:
+        monkeypatch.setattr(backend, '_processors', lambda device: 2**24)  # a window per program
+        end_of_a_grid(4)
+    elif torch.cuda.mem_get_info()[0] < 20 * 2**30:
+        pytest.skip('needs 20 GB of memory')
+    (qkv, scale, table), grad, partition = on_device(
+        *case(size, window, True, images=1, heads=1, dim=32, dtype=torch.float16)
+    )
+    images = 2**31 // qkv.numel() + 70
+    assert images * qkv.numel() > 2**31
+    new = torch.empty if INTERPRETED else torch.zeros
+    try:
+        many = new(images, *qkv.shape[1:], dtype=torch.float16, device=DEVICE)
+        of_many = new(images, *grad.shape[1:], dtype=torch.float16, device=DEVICE)
+    except RuntimeError as error:
+        pytest.skip(f'not enough memory: {error}')
+    many[-1], of_many[-1] = qkv[0], grad[0]
+    # Sums over all windows are nothing for the interpreter. The other images are zero and add zero.
+    others = () if INTERPRETED else (scale.requires_grad_(), table.requires_grad_())
+    out = triton(many.requires_grad_(), scale, table, partition)
+    found, *sums = torch.autograd.grad(out, (many, *others), of_many)
+    alone = triton(qkv.requires_grad_(), scale, table, partition)
+    expected, *expected_sums = torch.autograd.grad(alone, (qkv, *others), grad)
+    assert torch.equal(out[-1], alone[0])
+    assert torch.equal(found[-1], expected[0])
+    for mine, theirs in zip(sums, expected_sums):
+        torch.testing.assert_close(mine, theirs)
+
+
+@gpu
+def test_more_windows_than_a_second_axis_of_a_grid_takes():
+    """70,225 windows, every one of which is like those of a map of one row of windows."""
+    size = (530, 530)
+    (qkv, scale, table), grad, partition = on_device(
+        *case(size, (2, 2), False, images=1, heads=1, dim=32, dtype=torch.float16)
+    )
+    row = WindowPartition.fit((2, 530), (2, 2), (0, 0))
+    for name in ('triton', 'fused'):
+
+        def attention(*args, name=name):
+            return window_attention(*args, backend=name)
+
+        whole = run(attention, (qkv, scale, table), grad, partition)
+        last = run(attention, (qkv[:, -2:], scale, table), grad[:, -2:], row)
+        for mine, theirs in zip(whole[:2], last[:2]):
+            torch.testing.assert_close(mine[:, -2:], theirs, rtol=1e-3, atol=1e-3)
+
+
+@contextmanager
+def launches_recorded(monkeypatch, guarded):
+    """The kernels that are launched, with their grids, arguments and whether the device was set; none runs."""
+    from triton.runtime.jit import JITFunction
+
+    found = []
+
+    def record(self, *args, grid, warmup, **kwargs):
+        grid = grid(kwargs) if callable(grid) else grid
+        found.append((self.__name__, tuple(grid), (*args, *kwargs.values()), bool(guarded)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JITFunction, 'run', record)
+        patch.setattr(backend, '_why_not_on', lambda device: None)
+        yield found
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Not empty while the device of a tensor is the current one."""
+    depth = []
+    device_of = torch.cuda.device_of
+
+    @contextmanager
+    def watched(tensor):
+        depth.append(tensor)
+        with device_of(tensor):
+            yield
+        depth.pop()
+
+    monkeypatch.setattr(torch.cuda, 'device_of', watched)
+    return depth
+
+
+@outside
+@pytest.mark.parametrize(('side', 'window'), [(300, 1), (8 * 257, 8), (12 * 257, 12)])
+def test_grids_grow_along_their_first_axis_only(monkeypatch, guarded, side, window):
+    """The others end at 65,535. And kernels start on the device of their tensors, whatever the current one is."""
+    pytest.importorskip('triton')
+    partition = WindowPartition.fit((side, side), (window, window), (0, 0))
+    qkv = torch.empty(1, side, side, 48, dtype=torch.float16).requires_grad_()  # without memory
+    scale = torch.ones(1, 1, 1)
+    table = torch.zeros(1, 2 * window - 1, 2 * window - 1).requires_grad_()
+    with launches_recorded(monkeypatch, guarded) as launches:
+        out = triton(qkv, scale, table, partition)
+        torch.autograd.grad(out, (qkv, table), out.detach())
+    assert len(launches) >= 2
+    windows = partition.grid[0] * partition.grid[1]
+    assert windows > 2**16
+    for name, grid, _, on_its_device in launches:
+        assert grid[0] < 2**31 and all(length == 1 for length in grid[1:]), name
+        assert on_its_device, name
+
+
+@outside
+def test_fp32_is_multiplied_as_either_setting_says(monkeypatch):
+    pytest.importorskip('triton')
+    tensors, _, partition = case((4, 4), (4, 4), False)
+    matmul = torch.backends.cuda.matmul
+    settings = [('allow_tf32', True, False)]
+    if hasattr(matmul, 'fp32_precision'):
+        settings.append(('fp32_precision', 'tf32', 'none'))
+    for name, on, off in settings:
+        for value, precision in ((on, 'tf32'), (off, 'ieee')):
+            setattr(matmul, name, value)
+            try:
+                with launches_recorded(monkeypatch, []) as launches:
+                    triton(*tensors, partition)
+            finally:
+                setattr(matmul, name, off)
+            assert all(precision in arguments for _, _, arguments, _ in launches)
+            assert launches
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """A machine with a card of capability 9.0, and one of capability 7.5 beside it."""
+    pytest.importorskip('triton')
+    capabilities = {0: (9, 0), 1: (7, 5)}
+    current = [0]
+
+    def index(device):
+        return current[0] if device is None or device.index is None else device.index
+
+    for name, function in dict(
+        is_available=lambda: True,
+        current_device=lambda: current[0],
+        get_device_capability=lambda device=None: capabilities[index(device)],
+        get_device_name=lambda device=None: ('H100', 'Tesla T4')[index(device)],
+    ).items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    monkeypatch.setenv('CC', 'cc')
+
+    def forget():
+        for function in vars(backend).values():
+            getattr(function, 'cache_clear', lambda: None)()
+
+    forget()
+    yield current
+    forget()
+
+
+@outside
+def test_cards_without_bf16_take_the_fused_backend(two_gpus):
+    old = torch.device('cuda', 1)
+    assert choose_backend('auto', CUDA) == 'triton'
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        assert choose_backend('auto', old, dtype=dtype) == 'fused'
+    reason = backend.why_not_triton(old)
+    assert 'capability 8.0' in reason and 'Tesla T4 has 7.5' in reason
+    with pytest.raises(ValueError, match=r"'triton' cannot run here, because .*Tesla T4 has 7\.5"):
+        choose_backend('triton', old)
+
+
+@outside
+def test_a_device_without_index_is_the_current_one(two_gpus):
+    for two_gpus[0], name in ((0, 'triton'), (1, 'fused'), (0, 'triton')):
+        assert choose_backend('auto', torch.device('cuda')) == name
+
+
+@gpu
+def test_on_a_stream_of_its_own():
+    """Inputs come late on the stream: a kernel on any other would read what was there before."""
+    tensors, grad, partition = on_device(*usual_case())
+    plain = run(triton, tensors, grad, partition)
+    late = [torch.zeros_like(x) for x in tensors]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # cycles
+        for x, value in zip(late, tensors):
+            x.copy_(value)
+        results = run(triton, late, grad, partition)
+    stream.synchronize()
+    assert_equal(results, plain)
+
+
+@gpu
+def test_a_graph_replays_both_passes_with_new_inputs():
+    tensors, grad, partition = on_device(*usual_case())
+    others, other_grad, _ = on_device(*usual_case(seed=1))
+    plain = run(triton, others, other_grad, partition)
+    inputs = [x.clone().requires_grad_() for x in tensors]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.autograd.grad(triton(*inputs, partition), inputs, grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = triton(*inputs, partition)
+        grads = torch.autograd.grad(out, inputs, grad)
+    with torch.no_grad():
+        for x, value in zip((*inputs, grad), (*others, other_grad)):
+            x.copy_(value)
+    graph.replay()
+    assert_equal((out, *grads), plain)
+
+
+@gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_on_a_second_gpu_that_is_not_the_current_one():
+    tensors, grad, partition = usual_case()
+    results = []
+    for index in (0, 1):
+        device = torch.device('cuda', index)
+        with torch.cuda.device(0):
+            results.append(run(triton, [x.to(device) for x in tensors], grad.to(device), partition))
+    assert all(x.device.index == 1 for x in results[1])
+    assert_equal([x.cpu() for x in results[1]], [x.cpu() for x in results[0]])
+
+
+@gpu
+def test_nothing_waits_for_the_gpu():
+    """A transfer to the host would be an error here."""
+    tensors, grad, partition = on_device(*usual_case())
+    run(triton, tensors, grad, partition)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        run(triton, tensors, grad, partition)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
