@@ -1,7 +1,9 @@
 # From a bare checkout, with Python >= 3.10 and make:
 #   make demo   trains a detector on generated shapes and draws what it predicts
 #   make test   runs the test suite
-# Both install what they need into $(VENV) first. No compiler is needed.
+#   make gpu    measures on a GPU, with the packages that PYTHON has and those in .gpu-wheels (docs/gpu.md)
+#   make gpu-wheels   collects into .gpu-wheels what a GPU machine without network lacks
+# The first two install what they need into $(VENV) first. No compiler is needed.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +17,7 @@ DEMO_DIR := work_dirs/demo
 SHAPES_DIR ?= data/shapes
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint gpu gpu-wheels clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -64,6 +66,53 @@ lint: $(STAMP)-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What a machine lacks that has torch, torchvision, timm and the usual scientific packages: what OpenMMLab's
+# libraries import, and nothing else. Versions are those of constraints.txt where that names one.
+GPU_WHEELS ?= .gpu-wheels
+GPU_PYTHON_VERSION ?= 3.12
+GPU_WHEELS_BUILT := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain
+GPU_WHEELS_SMALL := timm addict yapf platformdirs termcolor terminaltables prettytable wcwidth rich markdown-it-py mdurl pygments \
+  einops ftfy regex imaug mat4py model-index ordered-set markdown pycocotools shapely
+# With GPU_WHEELS_ALL=1 also the usual packages: torch, torchvision and timm are then enough.
+GPU_WHEELS_LARGE := opencv-python-headless scipy matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil \
+  six scikit-image lazy-loader imageio tifffile pytest iniconfig pluggy hypothesis sortedcontainers
+GPU_WHEELS_ALL ?=
+GPU_WHEELS_MIB ?= $(if $(GPU_WHEELS_ALL),192,64)
+GPU_PLATFORMS := $(foreach glibc,17 24 27 28,--platform manylinux_2_$(glibc)_x86_64) --platform manylinux2014_x86_64
+PIP_QUIET := --quiet --disable-pip-version-check
+
+gpu-wheels:
+	@mkdir -p $(GPU_WHEELS)
+	@rm -f $(GPU_WHEELS)/*.whl
+	MMCV_WITH_OPS=0 $(PYTHON) -m pip wheel $(PIP_QUIET) -c constraints.txt --no-deps --wheel-dir $(GPU_WHEELS) \
+	  $(GPU_WHEELS_BUILT)
+	@! ls $(GPU_WHEELS) | grep -v -e '-none-any.whl$$' || { echo 'not for every Python: see above'; exit 1; }
+	$(PYTHON) -m pip download $(PIP_QUIET) -c constraints.txt --no-deps --only-binary=:all: --dest $(GPU_WHEELS) \
+	  --implementation cp --python-version $(GPU_PYTHON_VERSION) $(GPU_PLATFORMS) \
+	  $(GPU_WHEELS_SMALL) $(if $(GPU_WHEELS_ALL),$(GPU_WHEELS_LARGE))
+	@bytes=$$(cat $(GPU_WHEELS)/*.whl | wc -c); mib=$$(( (bytes + 1048575) / 1048576 )); \
+	  echo "$$(ls $(GPU_WHEELS)/*.whl | wc -l) wheels, $$mib MiB, in $(GPU_WHEELS)"; \
+	  [ $$mib -le $(GPU_WHEELS_MIB) ] || { echo 'more than $(GPU_WHEELS_MIB) MiB (GPU_WHEELS_MIB)'; exit 1; }
+
+MINUTES ?= 9
+GPU_DIR ?= work_dirs/gpu
+GPU_SITE ?= work_dirs/gpu-site
+GPU_ARGS ?=
+HAS_OPENMMLAB := import importlib.util as u, sys; \
+  sys.exit(not all(map(u.find_spec, ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'))))
+
+# Wheels are for an environment without OpenMMLab's libraries: another one stays as it is.
+gpu:
+	@path=$(CURDIR); \
+	if ls $(GPU_WHEELS)/*.whl > /dev/null 2>&1 && ! $(PYTHON) -c "$(HAS_OPENMMLAB)"; then \
+	  echo "Installing $(GPU_WHEELS) into $(GPU_SITE)"; \
+	  $(PYTHON) -m pip install $(PIP_QUIET) --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) \
+	    $(GPU_WHEELS)/*.whl || exit 1; \
+	  path=$$path:$(abspath $(GPU_SITE)); \
+	fi; \
+	PYTHONPATH=$$path$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) tools/gpu_report.py --minutes $(MINUTES) --out $(GPU_DIR) \
+	  $(GPU_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info work_dirs .pytest_cache .ruff_cache .mypy_cache .hypothesis

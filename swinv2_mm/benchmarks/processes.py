@@ -140,7 +140,7 @@ def environment(library: str | None, threads: int, device: str) -> dict[str, str
         env.setdefault(
             'GOMP_SPINCOUNT', '20000'
         )  # as tools/train.py: who waits must not spin for long
-    env['TORCHINDUCTOR_COMPILE_THREADS'] = '1'
+    env['TORCHINDUCTOR_COMPILE_THREADS'] = '1' if device == 'cpu' else '2'
     if device == 'cpu':
         env['CUDA_VISIBLE_DEVICES'] = ''
     return env

@@ -1,13 +1,14 @@
 """A whole training step of Mask R-CNN and UperNet, with our backbone or another in the same config.
 
-Runs in the process of a contestant. mmdet imports mmpretrain wherever it finds it, so only the contestant that is
-mmpretrain has it on its path.
+`build_step` runs in the process of a contestant. mmdet imports mmpretrain wherever it finds it, so only the contestant
+that is mmpretrain has it on its path.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from swinv2_mm.benchmarks.cases import SIZES, Case
 from swinv2_mm.benchmarks.synthetic import detection_batch, segmentation_batch
 from swinv2_mm.benchmarks.task import Task
 from swinv2_mm.benchmarks.weights import load_weights
+from swinv2_mm.engine import cpu_amp  # noqa: F401  registers the wrapper of mixed precision on a CPU
 from swinv2_mm.engine.config import enable_amp
 
 TASKS = {
@@ -29,18 +31,55 @@ TASKS = {
 """By task: its library, and the files of model and schedule below `configs/_base_`."""
 
 
+@dataclass
+class Trainee:
+    """A model and what it learns from.
+
+    Attributes:
+        model: In training mode, on the device of the case.
+        wrapper: Its optimizer.
+        batch: A synthetic batch, as the data loader would give it.
+        info: What the results should say about it; `loss` from the first step on.
+    """
+
+    model: Any
+    wrapper: Any
+    batch: dict[str, Any]
+    info: dict[str, Any]
+
+    def step(self) -> None:
+        """Forward pass, losses, backward pass and optimizer step.
+
+        Raises:
+            ValueError: The first loss is not positive.
+        """
+        losses = self.model.train_step(self.batch, optim_wrapper=self.wrapper)
+        if 'loss' not in self.info:  # once: reading it waits for the GPU
+            loss = self.info['loss'] = losses['loss'].item()
+            if not loss > 0:
+                raise ValueError(f'the loss is {loss}: the step learns nothing')
+
+
 def build_step(case: Mapping[str, Any], options: Mapping[str, Any]) -> Task:
-    """Forward pass, losses, backward pass and optimizer step on a synthetic batch.
+    """A step of `build_trainee`, as a task."""
+    trainee = build_trainee(case, options)
+    return Task(trainee.step, None, case['device'], trainee.info)
+
+
+def build_trainee(case: Mapping[str, Any], options: Mapping[str, Any]) -> Trainee:
+    """Build a detector or segmenter, its optimizer and a batch.
 
     Args:
         case: The case; its mode is the task.
         options: `backbone` (`'ours:BACKEND'`, `'mmpretrain'` or `'swin_v1'`), `weights` and `heads`: files of the
-            weights that all share; the second is written if there is none.
+            weights that all share; the second is written if there is none. `overrides` (optional): what to change in
+            the config, by keys such as `'model.test_cfg.rpn.max_per_img'`.
     """
     parsed = Case.from_dict(case)
     scope, _, _ = TASKS[parsed.mode]
     _register(scope)
     cfg = load_base(parsed, options['backbone'])
+    cfg.merge_from_dict(options.get('overrides', {}))
     with DefaultScope.overwrite_default_scope(scope):
         return _build(cfg, parsed, scope, options)
 
@@ -50,7 +89,7 @@ def load_base(case: Case, backbone: str) -> Config:
 
     Args:
         case: The case.
-        backbone: See `build_step`.
+        backbone: See `build_trainee`.
     """
     scope, model, schedule = TASKS[case.mode]
     base = _configs() / '_base_'
@@ -82,7 +121,7 @@ def backbone_config(name: str, scope: str, case: Case, drop_path_rate: float) ->
     """The config of a backbone.
 
     Args:
-        name: See `build_step`.
+        name: See `build_trainee`.
         scope: `'mmdet'` or `'mmseg'`, each of which has a Swin V1 of its own.
         case: Size and window.
         drop_path_rate: Stochastic depth.
@@ -126,7 +165,7 @@ def _register(scope: str) -> None:
     importlib.import_module(f'{scope}.models')
 
 
-def _build(cfg: Config, case: Case, scope: str, options: Mapping[str, Any]) -> Task:
+def _build(cfg: Config, case: Case, scope: str, options: Mapping[str, Any]) -> Trainee:
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import MODELS
 
@@ -150,15 +189,7 @@ def _build(cfg: Config, case: Case, scope: str, options: Mapping[str, Any]) -> T
         'shared_weights': name != 'swin_v1',
         'parameters': sum(p.numel() for p in model.parameters()),
     }
-
-    def run() -> None:
-        losses = model.train_step(batch, optim_wrapper=wrapper)
-        if 'loss' not in info:  # once: reading it waits for the GPU
-            info['loss'] = losses['loss'].item()
-            if not info['loss'] > 0:
-                raise ValueError(f'the loss is {info["loss"]}: the step learns nothing')
-
-    return Task(run, None, case.device, info)
+    return Trainee(model, wrapper, batch, info)
 
 
 def _share_weights(model: Any, name: str, options: Mapping[str, Any]) -> None:

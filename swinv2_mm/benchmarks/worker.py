@@ -24,6 +24,7 @@ from swinv2_mm.benchmarks import memory
 from swinv2_mm.benchmarks.task import Task, repeats_for, seconds
 
 _LONGEST = 300
+_KERNELS = 15  # in a profile
 
 
 class Bench:
@@ -74,6 +75,8 @@ class Bench:
         self.first_peaks[key] = max(0.0, memory.lifetime_peak() - before) / 2**20
         self.tasks[key] = task
         self.repeats[key] = repeats_for(seconds(task), min_seconds)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
         return {**task.info, 'repeats': self.repeats[key]}
 
     def save_maps(self, key: str, path: str) -> None:
@@ -117,6 +120,22 @@ class Bench:
         if task.device == 'cuda':
             torch.cuda.empty_cache()  # the others need it
         return 1000 * taken
+
+    def profile(self, key: str) -> list[tuple[str, float, float]]:
+        """Name, milliseconds and share of the kernels of a GPU that a call spends most time in."""
+        task = self.tasks[key]
+        task.run()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            task.run()
+            torch.cuda.synchronize()
+        events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+        events.sort(key=lambda event: -event.self_device_time_total)
+        total = sum(event.self_device_time_total for event in events)
+        return [
+            (f'{event.key[:80]} x {event.count}', time / 1000, time / total)
+            for event in events[:_KERNELS]
+            for time in (event.self_device_time_total,)
+        ]
 
     def release(self, key: str | None = None) -> None:
         """Forgets a task, or all of them."""

@@ -1,0 +1,165 @@
+"""Runs the parts of the report one after the other, each within its share of the time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from swinv2_mm.benchmarks.gpu.part import PARTS
+from swinv2_mm.benchmarks.gpu.tables import render
+from swinv2_mm.benchmarks.report import EXIT_OK, EXIT_SETUP, say
+from swinv2_mm.benchmarks.results import write_results
+
+# Parts that compile what they measure, while those before them run.
+_EARLY = ('backbones',)
+_SECONDS_TO_END = 5  # for a part that is told to stop
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """Run the parts that the command line asks for; returns the exit code of the tool.
+
+    Args:
+        args: `parts`, `minutes`, `out`, `device`, `quick`.
+    """
+    why_not = _why_not(args.device)
+    if why_not is not None:
+        say(why_not)
+        return EXIT_SETUP
+    args.out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    parts = [part for part in PARTS if part in args.parts]
+    total = sum(PARTS[part] for part in parts)
+    ended, early = {}, {}
+    with open(args.out / 'log.txt', 'w', encoding='utf-8') as log:
+        for number, part in enumerate(parts):
+            if part in _EARLY and number and not args.quick:
+                share = sum(PARTS[name] for name in parts[: number + 1]) / total
+                early[part] = _Part(part, args, 60 * args.minutes * share, log, early=True)
+        for number, part in enumerate(parts):
+            shares = [PARTS[name] for name in parts[number:]]
+            seconds = (end - time.monotonic()) * shares[0] / sum(shares)
+            say(f'{part}: at most {seconds:.0f} s')
+            begin = time.monotonic()
+            running = early.get(part) or _Part(part, args, seconds, log)
+            ended[part] = running.finish(seconds)
+            say(f'{part}: {ended[part]} after {time.monotonic() - begin:.0f} s')
+            text = render(args.out)  # after every part: whoever ends the report keeps the tables
+            (args.out / 'report.md').write_text(text, encoding='utf-8')
+    print(text)
+    return EXIT_OK if all(how == 'finished' for how in ended.values()) else 1
+
+
+def _why_not(device: str) -> str | None:
+    """Why the device cannot be used; None if it can."""
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        return f'--device {device}: expected cuda, the number of a GPU as in cuda:1, or cpu'
+    if parsed.type not in ('cuda', 'cpu'):
+        return f'--device {device}: the report is about GPUs of NVIDIA; cpu tries the report itself'
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        return (
+            f'--device {device}: torch sees no GPU; `--device cpu --quick` tries the report itself'
+        )
+    if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
+        return f'--device {device}: torch sees {torch.cuda.device_count()} GPUs'
+    return None
+
+
+class _Part:
+    """A part in a process group of its own.
+
+    Args:
+        name: A key of `PARTS`.
+        args: See `run_report`.
+        seconds: Until it is ended.
+        log: What it and libraries print.
+        early: Whether it is to prepare and then wait for its turn.
+    """
+
+    def __init__(
+        self, name: str, args: argparse.Namespace, seconds: float, log: IO[str], early: bool = False
+    ) -> None:
+        self.name, self.early = name, early
+        self.path = args.out / f'{name}.json'
+        self.path.unlink(missing_ok=True)
+        kind, _, index = args.device.partition(':')
+        command = [
+            *(sys.executable, '-m', 'swinv2_mm.benchmarks.gpu', name, '--device', kind),
+            *('--seconds', f'{seconds:.0f}', '--out', str(self.path)),
+            *(['--quick'] if args.quick else []),
+            *(['--early'] if early else []),
+        ]
+        self.process = subprocess.Popen(
+            command,
+            env=_environment(kind, index),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            preexec_fn=_give_way if early else None,
+        )
+
+    def finish(self, seconds: float) -> str:
+        """Give the part its turn and wait for it; returns how it ended."""
+        try:
+            self.process.communicate(f'{seconds}\n', seconds)
+            code = self.process.returncode
+            how = 'finished' if code == 0 else f'failed with exit code {code}'
+        except subprocess.TimeoutExpired:
+            how = f'cut off after {seconds:.0f} s'
+        finally:
+            _end(self.process)
+        if how != 'finished':
+            _note(self.path, self.name, how)
+        return how
+
+
+def _give_way() -> None:
+    """Leave the cores to those whose turn it is."""
+    os.nice(10)
+
+
+def _environment(kind: str, index: str) -> dict[str, str]:
+    """Environment of a part."""
+    env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+    env.setdefault(
+        'OMP_WAIT_POLICY', 'PASSIVE'
+    )  # threads that wait must not take the cores of others
+    if kind == 'cpu':
+        env['TRITON_INTERPRET'] = '1'  # the kernels run in Python
+    elif index:
+        visible = env.get('CUDA_VISIBLE_DEVICES', '').split(',')
+        env['CUDA_VISIBLE_DEVICES'] = visible[int(index)] if visible[0] else index
+    root = str(Path(__file__).resolve().parents[3])
+    env['PYTHONPATH'] = os.pathsep.join(filter(None, [root, env.get('PYTHONPATH', '')]))
+    return env
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End whatever is left of a process group."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(_SECONDS_TO_END)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _note(path: Path, part: str, how: str) -> None:
+    """Write into the json of a part that it did not come to its end."""
+    content: dict[str, Any] = {'header': None, 'rows': [], 'failed': [], 'finished': False}
+    if path.exists():
+        content = json.loads(path.read_text(encoding='utf-8'))
+    content['failed'].append({'what': part, 'why': how})
+    write_results(path, content)

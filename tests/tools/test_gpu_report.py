@@ -1,0 +1,187 @@
+"""The GPU report on a CPU: that it runs as a whole, ends in time, and shows what it wrote."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tool_runs import ROOT
+
+from swinv2_mm.benchmarks.gpu import report
+from swinv2_mm.benchmarks.gpu.part import PartOptions, Sink
+from swinv2_mm.benchmarks.gpu.tables import BEGIN, END, update_docs
+from swinv2_mm.benchmarks.results import read_results
+
+TOOL = ROOT / 'tools/gpu_report.py'
+UNMEASURED = 'Not measured yet.'
+
+
+@pytest.fixture(scope='module')
+def start(environment):
+    """Returns a function that runs a Python program and returns the finished process."""
+
+    def run(*command, timeout=120):
+        return subprocess.run(
+            [sys.executable, *map(str, command)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def measured(start, tmp_path_factory):
+    """The folder of a report of all parts."""
+    out = tmp_path_factory.mktemp('gpu')
+    options = ('--device', 'cpu', '--quick', '--minutes', '6', '--out', out)
+    done = start(TOOL, *options, timeout=420)
+    log = (out / 'log.txt').read_text()
+    assert done.returncode == 0, done.stderr + log[-3000:]
+    return out, done
+
+
+def rows_of(folder, part):
+    return read_results(folder / f'{part}.json')['rows']
+
+
+@pytest.mark.parametrize('part', report.PARTS)
+def test_every_part_is_measured_to_its_end(measured, part):
+    results = read_results(measured[0] / f'{part}.json')
+    assert results['finished'] is True
+    assert results['failed'] == []
+    assert results['rows']
+    assert results['header']['settings'] == {'device': 'cpu', 'quick': True}
+
+
+def test_the_report_shows_every_part_and_is_small(measured):
+    folder, done = measured
+    assert len(list(folder.iterdir())) <= 8
+    text = (folder / 'report.md').read_text()
+    assert done.stdout.strip() == text.strip()
+    sections = text.split('\n### ')
+    assert len(sections) == len(report.PARTS)
+    assert all('| --- |' in section for section in sections)
+    assert UNMEASURED not in text
+    assert 'python tools/gpu_report.py --device cpu --quick' in text
+
+
+def test_the_tests_of_the_kernels_pass(measured):
+    assert {row['outcome'] for row in rows_of(measured[0], 'tests')} == {'passed'}
+
+
+def test_detectors_are_compared_in_training_and_inference(measured):
+    rows = rows_of(measured[0], 'detectors')
+    found = [(row['task'], row['mode']) for row in rows]
+    assert found == [(t, m) for t in ('mask_rcnn', 'upernet') for m in ('eval', 'train')]
+    for row in rows:
+        assert set(row['ms']) == {'ours', 'mmpretrain', 'swin_v1'}
+        assert all(ms > 0 for ms in row['ms'].values())
+        assert row['fastest_peer'] in ('mmpretrain', 'swin_v1')
+        if row['mode'] == 'train':
+            assert all(loss > 0 for loss in row['losses'].values())
+    assert set(rows[0]['parts_ms']) == {'backbone', 'neck', 'rpn_head', 'roi_head'}
+    assert rows[0]['detections'] > 0  # there was something to process
+    assert set(rows[2]['parts_ms']) == {'backbone', 'decode_head'}
+
+
+def test_the_training_ends_with_a_metric(measured):
+    (row,) = rows_of(measured[0], 'training')
+    assert 0 <= row['metrics']['mIoU'] <= 100
+    assert row['images_per_s'] > 0
+
+
+def test_a_part_that_is_cut_off_is_named(start, tmp_path):
+    options = ('--device', 'cpu', '--quick', '--parts', 'detectors', '--minutes', '0.04')
+    done = start(TOOL, *options, '--out', tmp_path)
+    assert done.returncode == 1, done.stderr
+    results = read_results(tmp_path / 'detectors.json')
+    assert results['finished'] is False
+    assert 'cut off after 2 s' in results['failed'][-1]['why']
+    assert '- detectors: detectors: cut off after 2 s' in done.stdout
+
+
+def test_what_was_measured_before_the_end_is_kept(tmp_path):
+    path = tmp_path / 'kernels.json'
+    sink = Sink(path, PartOptions('cpu', True, 0.0))
+    sink.add({'op': 'forward'})
+    report._note(path, 'kernels', 'cut off after 3 s')
+    results = read_results(path)
+    assert results['rows'] == [{'op': 'forward'}]
+    assert results['failed'] == [{'what': 'kernels', 'why': 'cut off after 3 s'}]
+    assert results['finished'] is False
+
+
+def test_no_test_begins_when_time_is_up(start, tmp_path):
+    path = tmp_path / 'tests.json'
+    options = ('tests', '--device', 'cpu', '--quick', '--seconds', '1', '--out', path)
+    done = start('-m', 'swinv2_mm.benchmarks.gpu', *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = read_results(path)
+    assert results['rows'] == []
+    assert 'out of time after 0 of' in results['failed'][0]['why']
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_without_a_gpu_it_says_so(start, tmp_path):
+    done = start(TOOL, '--out', tmp_path / 'new')
+    assert done.returncode == 2
+    assert 'torch sees no GPU' in done.stderr
+    assert not (tmp_path / 'new').exists()
+
+
+def results(rows, failed=()):
+    machine = {'cpu': 'C', 'cpu_capability': 'AVX2', 'cores': 2, 'threads': 2, 'gpu': 'Card'}
+    settings = {'device': 'cuda', 'quick': False}
+    versions = {'torch': '2.11'}
+    header = {'machine': machine, 'settings': settings, 'versions': versions, 'date': '2026-01-01'}
+    return json.dumps({'header': header, 'rows': rows, 'failed': list(failed), 'finished': True})
+
+
+def test_tables_go_into_a_page_and_replace_those_there(start, tmp_path):
+    kernel = {'op': 'forward', 'dtype': 'bf16', 'window': 8, 'map': '64x64', 'batch': 1, 'heads': 3}
+    kernel |= {'head_dim': 32, 'ms': {'ours': 0.5, 'flex': None}, 'floor_ms': 0.25}
+    kernel |= {'bound': 'bytes', 'share_of_floor': 0.5, 'ratio_to_flex': None}
+    profile = {'profile': 'ours', 'case': 'tiny', 'kernels': [['a|b', 1.5, 0.25]]}
+    (tmp_path / 'kernels.json').write_text(
+        results([kernel], [{'what': 'fp32 window 24', 'why': 'no time was left'}])
+    )
+    (tmp_path / 'backbones.json').write_text(results([profile]))
+    (tmp_path / 'training.json').write_text(results([]))
+    page = tmp_path / 'page.md'
+    page.write_text(f'before\n\n{BEGIN}\n\nold\n\n{END}\n\nafter\n')
+    done = start(TOOL, '--tables', tmp_path, '--docs', page)
+    assert done.returncode == 0, done.stderr
+    text = page.read_text()
+    assert text.startswith(f'before\n\n{BEGIN}\n') and text.endswith(f'{END}\n\nafter\n')
+    assert 'old' not in text
+    assert done.stdout.strip() in text
+    assert (
+        '| forward | bf16 | 8 | 64x64 | 1 | 3 | 32 | 0.500 | - | 0.250 | bytes | 50 % | - |' in text
+    )
+    assert '| `a\\|b` | 1.500 | 25 % |' in text
+    assert '- kernels: fp32 window 24: no time was left' in text
+    assert 'Card' in text and 'torch 2.11' in text
+    assert text.count(UNMEASURED) == 3  # tests, detectors, training
+    update_docs(tmp_path, page)
+    assert page.read_text() == text
+
+
+def test_a_page_or_folder_that_does_not_fit_is_named(start, tmp_path):
+    page = tmp_path / 'page.md'
+    page.write_text('no place')
+    done = start(TOOL, '--tables', tmp_path, '--docs', page)
+    assert done.returncode == 2
+    assert 'has no place for the tables' in done.stderr
+    done = start(TOOL, '--tables', tmp_path / 'nowhere')
+    assert done.returncode == 2
+    assert 'nowhere does not exist' in done.stderr
+    assert page.read_text() == 'no place'
+
+
+def test_the_page_of_benchmarks_has_a_place_for_the_tables():
+    text = (ROOT / 'docs/benchmarks.md').read_text()
+    assert text.count(BEGIN) == text.count(END) == 1
