@@ -2,11 +2,14 @@
 
 # Annotations are not postponed here: torch reads those of operators.
 import functools
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.window_attention.triton_backend import kernel_dtype, why_not_triton
 
 # Above, products are large enough for the libraries of the vendor, and the channels of a token fill the registers.
@@ -81,12 +84,7 @@ def why_not_fused(
     return why_not_triton(device, 32, dtype)
 
 
-@torch.library.custom_op(
-    'swinv2_mm::block_tail',
-    mutates_args=(),
-    schema='(Tensor x, Tensor attended, Tensor[] weights, float eps1, float eps2) -> Tensor',
-)
-def _block_tail(x, attended, weights, eps1, eps2):  # type: ignore[no-untyped-def]
+def _run(x, attended, weights, eps1, eps2):  # type: ignore[no-untyped-def]
     x, attended = x.contiguous(), attended.contiguous()
     out, channels = torch.empty_like(x), x.shape[-1]
     tokens = x.numel() // channels
@@ -108,6 +106,14 @@ def _block_tail(x, attended, weights, eps1, eps2):  # type: ignore[no-untyped-de
             num_stages=sizes.stages,
         )
     return out
+
+
+_block_tail = torch.library.custom_op(
+    'swinv2_mm::block_tail',
+    _run,
+    mutates_args=(),
+    schema='(Tensor x, Tensor attended, Tensor[] weights, float eps1, float eps2) -> Tensor',
+)
 
 
 @_block_tail.register_fake
@@ -133,4 +139,12 @@ def block_tail(
     """
     dtype = attended.dtype
     converted = [weight.to(dtype) if weight.dim() == 2 else weight for weight in weights]
-    return torch.ops.swinv2_mm.block_tail(x, attended, converted, *eps)
+    call = _run if runtime.is_plain(x) else _block_tail
+    return call(x, attended, converted, *eps)
+
+
+@register_flop_formula(torch.ops.swinv2_mm.block_tail)
+def _flops(x: Any, attended: Any, weights: Any, *args: Any, **kwargs: Any) -> int:
+    """For torch's flop counter: the products of three linear layers."""
+    matrices = sum(math.prod(weight) for weight in weights if len(weight) == 2)
+    return 2 * math.prod(x[:-1]) * matrices

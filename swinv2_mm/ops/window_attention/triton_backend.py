@@ -15,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.window_attention.checks import check_inputs
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 
@@ -206,12 +208,7 @@ def _base_2(x: Tensor) -> Tensor:
     return (x.detach().float() * LOG2_E).contiguous()
 
 
-@torch.library.custom_op(
-    'swinv2_mm::window_attention',
-    mutates_args=(),
-    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) -> (Tensor, Tensor)',
-)
-def _attention(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
+def _attend(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     """The output, and the log-sum-exp of the logits `(B * nW, nH, N)`, of base 2."""
     launch = _Launch(qkv, len(table), window, shift)
     qkv = qkv.contiguous()
@@ -232,6 +229,14 @@ def _attention(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def
                 *tensors, *launch.sizes, **options, STEP=launch.step
             )
     return out, lse
+
+
+_attention = torch.library.custom_op(
+    'swinv2_mm::window_attention',
+    _attend,
+    mutates_args=(),
+    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) -> (Tensor, Tensor)',
+)
 
 
 @_attention.register_fake
@@ -368,6 +373,25 @@ def triton_window_attention(
         ValueError: If the shapes disagree, or the tensors are on different devices.
     """
     check_inputs(qkv, scale, bias_table, partition)
+    # Calling an operator takes longer than some kernels.
+    plain = not torch.is_grad_enabled() and runtime.is_plain(qkv)
+    call = _attend if plain else _attention
     with torch.autocast(qkv.device.type, enabled=False):
-        out, _ = _attention(qkv, scale, bias_table, [*partition.window], [*partition.shift])
-        return out
+        return call(qkv, scale, bias_table, [*partition.window], [*partition.shift])[0]
+
+
+@register_flop_formula(torch.ops.swinv2_mm.window_attention)
+def _flops(qkv: Any, scale: Any, table: Any, window: Any, *args: Any, **kwargs: Any) -> int:
+    """For torch's flop counter: two products of the tokens of every window, with padding."""
+    images, height, width, channels = qkv
+    windows = images * -(-height // window[0]) * -(-width // window[1])
+    return 2 * 2 * windows * (window[0] * window[1]) ** 2 * channels // 3
+
+
+@register_flop_formula(torch.ops.swinv2_mm.window_attention_backward)
+def _backward_flops(
+    grad: Any, qkv: Any, scale: Any, table: Any, out: Any, lse: Any, window: Any, *args: Any,
+    **kwargs: Any,
+) -> int:  # fmt: skip
+    """Five products, one of which is not counted: the scores once more."""
+    return 2 * _flops(qkv, scale, table, window)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.layers.block import SwinBlock
@@ -114,6 +115,14 @@ def test_the_operator_keeps_the_rules_of_torch():
         (x, attended, list(weights), 1e-5, 1e-5),
         test_utils=('test_schema', 'test_faketensor'),
     )
+
+
+@kernel
+def test_flops_are_those_of_three_linear_layers():
+    (x, attended), weights = case(32, 3, torch.float16)
+    with FlopCounterMode(display=False) as counter:
+        block_tail(x, attended, weights, (1e-5, 1e-5))
+    assert counter.get_total_flops() == 2 * 3 * (32 * 32 + 2 * 32 * 128)
 
 
 @kernel

@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 from test_backends import TOLERANCES, case, check, run
+from torch.utils.flop_counter import FlopCounterMode
 
 from swinv2_mm.ops.window_attention import available_backends, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
@@ -259,6 +260,18 @@ def test_operators_keep_the_rules_of_torch():
                 (*arguments, with_table),
                 test_utils=('test_schema', 'test_faketensor'),
             )
+
+
+@kernels
+def test_flops_are_those_of_the_reference():
+    tensors, _, partition = on_device(*case((5, 6), (4, 4), True))
+    counts = []
+    for name in ('triton', 'reference'):
+        inputs = [x.requires_grad_() for x in tensors]
+        with FlopCounterMode(display=False) as counter:
+            window_attention(*inputs, partition, backend=name).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
 
 
 @kernels
