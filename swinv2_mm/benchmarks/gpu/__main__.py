@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument('--early', action='store_true', help='prepare, then read from stdin')
     args = parser.parse_args()
     options = PartOptions(args.device, args.quick, time.monotonic() + args.seconds, args.early)
-    hide_transformers()
+    hide_transformers()  # mmdet imports mmpretrain, which cannot be imported beside transformers 5
     sink = Sink(args.out, options)
     part = importlib.import_module(f'swinv2_mm.benchmarks.gpu.{args.part}')
     try:

@@ -17,7 +17,6 @@ import torch
 
 from swinv2_mm.benchmarks import memory
 from swinv2_mm.benchmarks.cases import Case
-from swinv2_mm.benchmarks.gpu.environment import hide_transformers
 from swinv2_mm.benchmarks.gpu.model_parts import part_times, wall_milliseconds
 from swinv2_mm.benchmarks.gpu.part import PartOptions, Sink
 from swinv2_mm.benchmarks.summary import fastest, median, pairwise_ratio, quartiles
@@ -49,7 +48,6 @@ Calls = Mapping[str, Callable[[], Any]]
 
 def run(options: PartOptions, sink: Sink) -> None:
     """Measure inference, then training, of each task."""
-    hide_transformers()  # mmpretrain cannot be imported beside transformers 5
     cases = _cases(options)
     with tempfile.TemporaryDirectory(prefix='swinv2_mm_gpu_') as folder:
         weights = Path(folder) / 'weights.pth'

@@ -308,12 +308,7 @@ def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
     parts, each = launch.parts(qkv.device, SUM_PROGRAMS, pairs)
     grad_bias = lse.new_empty(parts, heads, tokens, tokens)
     _kernels().bias_grad_kernel[(parts * pairs,)](
-        *tensors,
-        grad_bias,
-        launch.windows,
-        each,
-        *launch.sizes,
-        **options,
+        *tensors, grad_bias, launch.windows, each, *launch.sizes, **options
     )
     return grad_scale, grad_bias
 
