@@ -104,6 +104,8 @@ HAS_OPENMMLAB := import importlib.util as u, sys; \
 
 # Wheels are for an environment without OpenMMLab's libraries: another one stays as it is.
 gpu:
+	@command -v $(PYTHON) > /dev/null || \
+	  { echo "there is no '$(PYTHON)': make test creates .venv/bin/python, which has all that make gpu needs"; exit 2; }
 	@path=$(CURDIR); \
 	if ls $(GPU_WHEELS)/*.whl > /dev/null 2>&1 && ! $(PYTHON) -c "$(HAS_OPENMMLAB)"; then \
 	  echo "Installing $(GPU_WHEELS) into $(GPU_SITE)"; \

@@ -1,24 +1,47 @@
-"""Measure everything on a GPU: tests, kernels, backbones, detectors, a short training. docs/gpu.md explains it."""
+"""Measure everything on a GPU: tests, kernels, backbones, detectors, a short training. docs/gpu.md explains it.
+
+Exit codes: 0 if everything was measured and all tests passed, 1 if not, 2 if something outside is wrong, 130 or 143 if
+interrupted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from swinv2_mm.benchmarks.gpu.part import PARTS
-from swinv2_mm.benchmarks.gpu.report import run_report
-from swinv2_mm.benchmarks.gpu.tables import show_tables
+# A machine without network has a checkout, but nothing installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+NEEDED = (
+    *('torch', 'torchvision', 'timm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
+    *('cv2', 'scipy', 'matplotlib', 'skimage', 'pycocotools', 'pytest', 'hypothesis'),
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS))
+    from swinv2_mm.benchmarks.gpu.part import PARTS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--parts', nargs='+', choices=list(PARTS), default=list(PARTS), help='what to run (all)'
+    )
     parser.add_argument('--minutes', type=float, default=9, help='time for all parts (9)')
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu'), metavar='DIR')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/gpu'),
+        metavar='DIR',
+        help='folder for the results (work_dirs/gpu)',
+    )
     parser.add_argument('--device', default='cuda', help='cuda, cuda:1, ... or cpu (cuda)')
-    parser.add_argument('--quick', action='store_true', help='tiny sizes: try the report itself')
+    parser.add_argument(
+        '--quick', action='store_true', help='use tiny sizes, to test the report itself'
+    )
     parser.add_argument(
         '--tables', type=Path, metavar='DIR', help='measure nothing: print the tables of an --out'
     )
@@ -33,6 +56,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> int:
     """Run the tool and return its exit code."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(
+            f'{sys.executable} lacks {", ".join(missing)}: take an environment that has them, such as the one that '
+            '`make test` creates, or see "A machine without network" in docs/gpu.md',
+            file=sys.stderr,
+        )
+        return 2
+    from swinv2_mm.benchmarks.gpu.report import run_report
+    from swinv2_mm.benchmarks.gpu.tables import show_tables
+
     args = parse_args()
     return run_report(args) if args.tables is None else show_tables(args.tables, args.docs)
 

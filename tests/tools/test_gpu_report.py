@@ -1,8 +1,10 @@
 """The GPU report on a CPU: that it runs as a whole, ends in time, and shows what it wrote."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -55,6 +57,7 @@ def test_every_part_is_measured_to_its_end(measured, part):
     assert results['failed'] == []
     assert results['rows']
     assert results['header']['settings'] == {'device': 'cpu', 'quick': True}
+    assert results['header']['command'].startswith('python tools/gpu_report.py --device cpu')
 
 
 def test_the_report_shows_every_part_and_is_small(measured):
@@ -101,7 +104,7 @@ def test_a_part_that_is_cut_off_is_named(start, tmp_path):
     results = read_results(tmp_path / 'detectors.json')
     assert results['finished'] is False
     assert 'cut off after 2 s' in results['failed'][-1]['why']
-    assert '- detectors: detectors: cut off after 2 s' in done.stdout
+    assert '- detectors: cut off after 2 s' in done.stdout
 
 
 def test_what_was_measured_before_the_end_is_kept(tmp_path):
@@ -133,11 +136,12 @@ def test_without_a_gpu_it_says_so(start, tmp_path):
     assert not (tmp_path / 'new').exists()
 
 
-def results(rows, failed=()):
+def results(rows, failed=(), quick=False, command='make'):
     machine = {'cpu': 'C', 'cpu_capability': 'AVX2', 'cores': 2, 'threads': 2, 'gpu': 'Card'}
-    settings = {'device': 'cuda', 'quick': False}
+    settings = {'device': 'cuda', 'quick': quick}
     versions = {'torch': '2.11'}
     header = {'machine': machine, 'settings': settings, 'versions': versions, 'date': '2026-01-01'}
+    header['command'] = command
     return json.dumps({'header': header, 'rows': rows, 'failed': list(failed), 'finished': True})
 
 
@@ -180,6 +184,99 @@ def test_a_page_or_folder_that_does_not_fit_is_named(start, tmp_path):
     assert done.returncode == 2
     assert 'nowhere does not exist' in done.stderr
     assert page.read_text() == 'no place'
+
+
+def test_figures_of_tiny_sizes_stay_out_of_pages(start, tmp_path):
+    (tmp_path / 'kernels.json').write_text(results([], quick=True))
+    page = tmp_path / 'page.md'
+    page.write_text(f'{BEGIN}\n{END}\n')
+    done = start(TOOL, '--tables', tmp_path, '--docs', page)
+    assert done.returncode == 2
+    assert 'measured with --quick: its figures mean nothing' in done.stderr
+    assert page.read_text() == f'{BEGIN}\n{END}\n'
+
+
+def test_parts_of_several_runs_name_their_settings(start, tmp_path):
+    (tmp_path / 'tests.json').write_text(results([], command='one'))
+    (tmp_path / 'kernels.json').write_text(results([], command='one'))
+    (tmp_path / 'training.json').write_text(results([], command='other'))
+    text = start(TOOL, '--tables', tmp_path).stdout
+    assert 'tests, kernels: Card' in text and 'training: Card' in text
+    assert '```\none\n```' in text and '```\nother\n```' in text
+
+
+@pytest.mark.parametrize(
+    ('content', 'complete'),
+    [
+        (dict(rows=[{'outcome': 'passed'}], failed=[], finished=True), True),
+        (dict(rows=[{'outcome': 'failed'}], failed=[], finished=True), False),
+        (dict(rows=[], failed=[{'what': 'w', 'why': 'y'}], finished=True), False),
+        (dict(rows=[], failed=[], finished=False), False),
+    ],
+)
+def test_what_is_missing_or_fails_is_in_the_exit_code(tmp_path, content, complete):
+    path = tmp_path / 'tests.json'
+    path.write_text(json.dumps({'header': None, **content}))
+    assert report._is_complete(path) is complete
+    assert not report._is_complete(tmp_path / 'absent.json')
+
+
+@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_path, number, code):
+    """The part that compiles before its turn is ended as well."""
+    options = ('--device', 'cpu', '--parts', 'tests', 'backbones', '--out', tmp_path)
+    process = subprocess.Popen(
+        [sys.executable, TOOL, *options],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'backbones.json').exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert 'interrupted: what was measured so far' in error
+    assert 'Traceback' not in error
+    assert '### Backbones' in (tmp_path / 'report.md').read_text()
+    left = [
+        line
+        for line in subprocess.run(
+            ['ps', '-eo', 'args'], capture_output=True, text=True
+        ).stdout.splitlines()
+        if str(tmp_path) in line
+    ]
+    assert left == []
+
+
+@pytest.mark.parametrize('minutes', ['0', '-1'])
+def test_no_time_is_refused(start, tmp_path, minutes):
+    options = ('--device', 'cpu', '--quick', '--minutes', minutes, '--out', tmp_path / 'new')
+    done = start(TOOL, *options)
+    assert done.returncode == 2
+    assert 'expected more than 0' in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_named(start, tmp_path):
+    (tmp_path / 'file').write_text('')
+    done = start(TOOL, '--device', 'cpu', '--quick', '--out', tmp_path / 'file')
+    assert done.returncode == 2
+    assert 'cannot write into' in done.stderr
+
+
+def test_missing_packages_are_named(environment):
+    script = (
+        'import importlib.util as u; found = u.find_spec\n'
+        'u.find_spec = lambda name, *rest: None if name in ("cv2", "scipy") else found(name, *rest)\n'
+        f'import runpy; runpy.run_path({str(TOOL)!r}, run_name="__main__")'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert 'lacks cv2, scipy' in done.stderr and 'docs/gpu.md' in done.stderr
 
 
 def test_the_page_of_benchmarks_has_a_place_for_the_tables():

@@ -20,8 +20,10 @@ def main() -> None:
     parser.add_argument('--seconds', type=float, required=True)
     parser.add_argument('--out', type=Path, required=True)
     parser.add_argument('--early', action='store_true', help='prepare, then read from stdin')
+    parser.add_argument('--command', default='', help='command line of the report')
     args = parser.parse_args()
-    options = PartOptions(args.device, args.quick, time.monotonic() + args.seconds, args.early)
+    deadline = time.monotonic() + args.seconds
+    options = PartOptions(args.device, args.quick, deadline, args.early, args.command)
     hide_transformers()  # mmdet imports mmpretrain, which cannot be imported beside transformers 5
     sink = Sink(args.out, options)
     part = importlib.import_module(f'swinv2_mm.benchmarks.gpu.{args.part}')

@@ -31,12 +31,14 @@ class PartOptions:
         quick: Whether to use tiny sizes: a trial of the report itself.
         deadline: When the part is ended, by `time.monotonic`.
         is_early: Whether the part was started before its turn, to prepare what it will measure.
+        command: Command line of the report.
     """
 
     device: str
     quick: bool
     deadline: float
     is_early: bool = False
+    command: str = ''
 
     def wait_for_turn(self) -> None:
         """Wait until the parts before have ended; from then on the part has the seconds that it is told."""
@@ -71,6 +73,7 @@ class Sink:
     def __init__(self, path: Path, options: PartOptions) -> None:
         settings = {'device': options.device, 'quick': options.quick}
         header = make_header({}, settings, torch.get_num_threads(), options.device)
+        header['command'] = options.command or header['command']
         header['versions'] |= {name: version(name) for name in _LIBRARIES if find_spec(name)}
         self.path = path
         self.content: dict[str, Any] = {

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from swinv2_mm.benchmarks.gpu.part import PARTS
 from swinv2_mm.benchmarks.gpu.tables import render
 from swinv2_mm.benchmarks.report import EXIT_OK, EXIT_SETUP, say
-from swinv2_mm.benchmarks.results import write_results
+from swinv2_mm.benchmarks.results import read_results, write_results
 
 # Parts that compile what they measure, while those before them run.
 _EARLY = ('backbones',)
 _SECONDS_TO_END = 5  # for a part that is told to stop
+
+
+class _Interrupted(KeyboardInterrupt):
+    """A signal asks the report to end.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 def run_report(args: argparse.Namespace) -> int:
@@ -29,31 +41,84 @@ def run_report(args: argparse.Namespace) -> int:
         args: `parts`, `minutes`, `out`, `device`, `quick`.
     """
     why_not = _why_not(args.device)
+    if args.minutes <= 0:
+        why_not = f'--minutes {args.minutes:g}: expected more than 0'
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        log = open(args.out / 'log.txt', 'w', encoding='utf-8')  # noqa: SIM115
+    except OSError as error:
+        why_not = why_not or f'cannot write into {args.out}: {error.strerror}'
     if why_not is not None:
         say(why_not)
         return EXIT_SETUP
-    args.out.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + 60 * args.minutes
     parts = [part for part in PARTS if part in args.parts]
-    total = sum(PARTS[part] for part in parts)
-    ended, early = {}, {}
-    with open(args.out / 'log.txt', 'w', encoding='utf-8') as log:
-        for number, part in enumerate(parts):
-            if part in _EARLY and number and not args.quick:
-                share = sum(PARTS[name] for name in parts[: number + 1]) / total
-                early[part] = _Part(part, args, 60 * args.minutes * share, log, early=True)
-        for number, part in enumerate(parts):
-            shares = [PARTS[name] for name in parts[number:]]
-            seconds = (end - time.monotonic()) * shares[0] / sum(shares)
-            say(f'{part}: at most {seconds:.0f} s')
-            begin = time.monotonic()
-            running = early.get(part) or _Part(part, args, seconds, log)
-            ended[part] = running.finish(seconds)
-            say(f'{part}: {ended[part]} after {time.monotonic() - begin:.0f} s')
-            text = render(args.out)  # after every part: whoever ends the report keeps the tables
-            (args.out / 'report.md').write_text(text, encoding='utf-8')
+    started: dict[str, _Part] = {}
+    code = EXIT_OK
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        _run_parts(parts, args, started, log)
+    except _Interrupted as error:
+        code = 128 + error.number
+        say(f'interrupted: what was measured so far is in {args.out}')
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for part in started.values():
+            part.end()
+        log.close()
+    text = _write_tables(args.out)
     print(text)
-    return EXIT_OK if all(how == 'finished' for how in ended.values()) else 1
+    return code or (EXIT_OK if all(_is_complete(args.out / f'{p}.json') for p in parts) else 1)
+
+
+def _interrupt(number: int, frame: Any) -> NoReturn:
+    raise _Interrupted(number)
+
+
+def _run_parts(
+    parts: list[str], args: argparse.Namespace, started: dict[str, _Part], log: IO[str]
+) -> None:
+    """Run parts one after the other.
+
+    Args:
+        parts: Their names.
+        args: See `run_report`.
+        started: Gets each part when it starts.
+        log: What parts print.
+    """
+    end = time.monotonic() + 60 * args.minutes
+    total = sum(PARTS[part] for part in parts)
+    for number, part in enumerate(parts):
+        if part in _EARLY and number and not args.quick:
+            share = sum(PARTS[name] for name in parts[: number + 1]) / total
+            started[part] = _Part(part, args, 60 * args.minutes * share, log, early=True)
+    for number, part in enumerate(parts):
+        shares = [PARTS[name] for name in parts[number:]]
+        seconds = max(1.0, (end - time.monotonic()) * shares[0] / sum(shares))
+        say(f'{part}: at most {seconds:.0f} s')
+        begin = time.monotonic()
+        if part not in started:
+            started[part] = _Part(part, args, seconds, log)
+        how = started[part].finish(seconds)
+        say(f'{part}: {how} after {time.monotonic() - begin:.0f} s')
+        _write_tables(args.out)
+
+
+def _write_tables(folder: Path) -> str:
+    text = render(folder)
+    (folder / 'report.md').write_text(text, encoding='utf-8')
+    return text
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a part came to its end, measured all that it should, and saw no test fail."""
+    try:
+        content = read_results(path)
+    except (ValueError, FileNotFoundError):
+        return False
+    failed = any(row.get('outcome') == 'failed' for row in content['rows'])
+    return bool(content.get('finished')) and not content.get('failed') and not failed
 
 
 def _why_not(device: str) -> str | None:
@@ -98,6 +163,7 @@ class _Part:
             *('--seconds', f'{seconds:.0f}', '--out', str(self.path)),
             *(['--quick'] if args.quick else []),
             *(['--early'] if early else []),
+            *('--command', shlex.join(['python', 'tools/gpu_report.py', *sys.argv[1:]])),
         ]
         self.process = subprocess.Popen(
             command,
@@ -119,10 +185,19 @@ class _Part:
         except subprocess.TimeoutExpired:
             how = f'cut off after {seconds:.0f} s'
         finally:
-            _end(self.process)
+            self.end()
         if how != 'finished':
             _note(self.path, self.name, how)
         return how
+
+    def end(self) -> None:
+        """End whatever is left of the process group."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, number)
+                self.process.wait(_SECONDS_TO_END)
+            except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+                continue
 
 
 def _give_way() -> None:
@@ -146,20 +221,10 @@ def _environment(kind: str, index: str) -> dict[str, str]:
     return env
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """End whatever is left of a process group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(_SECONDS_TO_END)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
-
-
 def _note(path: Path, part: str, how: str) -> None:
     """Write into the json of a part that it did not come to its end."""
     content: dict[str, Any] = {'header': None, 'rows': [], 'failed': [], 'finished': False}
     if path.exists():
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = read_results(path)
     content['failed'].append({'what': part, 'why': how})
     write_results(path, content)

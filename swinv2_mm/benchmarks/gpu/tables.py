@@ -38,15 +38,15 @@ def render(folder: Path) -> str:
         rows = found[part]['rows'] if part in found else []
         texts.append(_RENDERERS[part](rows) if rows else 'Not measured yet.')
     lines = [
-        f'- {part}: {failure["what"]}: {_one_line(failure["why"])}'
+        f'- {_where(part, failure["what"])}: {_one_line(failure["why"])}'
         for part, results in found.items()
         for failure in results.get('failed', [])
     ]
     if lines:
         texts += ['### What is missing', '\n'.join(lines)]
-    headers = [results['header'] for results in found.values() if results['header']]
+    headers = {part: results['header'] for part, results in found.items() if results['header']}
     if headers:
-        texts.append(_setting(headers))
+        texts.append(_settings(headers))
     return '\n\n'.join(texts) + '\n'
 
 
@@ -58,8 +58,13 @@ def update_docs(folder: Path, page: Path) -> None:
         page: A Markdown file with the lines `BEGIN` and `END`.
 
     Raises:
-        ValueError: The page lacks one of the lines.
+        ValueError: The page lacks one of the lines, or the figures are from tiny sizes and mean nothing.
     """
+    for part in PARTS:
+        path = folder / f'{part}.json'
+        header = read_results(path)['header'] if path.is_file() else None
+        if header and header['settings']['quick']:
+            raise ValueError(f'{path} was measured with --quick: its figures mean nothing')
     text = page.read_text(encoding='utf-8')
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -80,6 +85,8 @@ def show_tables(folder: Path, page: Path | None) -> int:
     try:
         if not folder.is_dir():
             raise FileNotFoundError(f'the folder {folder} does not exist')
+        if not any((folder / f'{part}.json').is_file() for part in PARTS):
+            raise FileNotFoundError(f'{folder} holds no results of tools/gpu_report.py')
         if page is not None:
             update_docs(folder, page)
         print(render(folder))
@@ -220,7 +227,10 @@ def _entry(field: str, name: str, spread: str = '', digits: int = 3) -> Callable
 def _ratio(row: Row) -> str:
     if row.get('ratio_to_fastest') is None:
         return '-'
-    return f'{row["ratio_to_fastest"]:.2f} ({row["fastest_peer"]})'
+    names = row['fastest_peer']
+    if row.get('ours') not in (None, 'ours'):
+        names += f' / {row["ours"]}'
+    return f'{row["ratio_to_fastest"]:.2f} ({names})'
 
 
 def _images(row: Row) -> str:
@@ -234,18 +244,27 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _LONGEST else line[:_LONGEST] + ' ...'
 
 
-def _setting(headers: Sequence[Mapping[str, Any]]) -> str:
-    """Card, versions, date and command."""
-    machine, versions = headers[0]['machine'], {}
-    for header in headers:
-        versions.update(header['versions'])
+def _where(part: str, what: str) -> str:
+    return part if what == part else f'{part}: {what}'
+
+
+def _settings(headers: Mapping[str, Mapping[str, Any]]) -> str:
+    """Card, versions, date and command, once for all parts that share them."""
+    parts: dict[str, list[str]] = {}
+    for part, header in headers.items():
+        parts.setdefault(_setting(header), []).append(part)
+    texts = [
+        'Times are medians; the first and third quartile are in brackets where they were taken.'
+    ]
+    for setting, names in parts.items():
+        texts.append(setting if len(parts) == 1 else f'{", ".join(names)}: {setting}')
+    return '\n\n'.join(texts)
+
+
+def _setting(header: Mapping[str, Any]) -> str:
+    machine = header['machine']
     where = f'{machine["cpu"]} ({machine["cpu_capability"]}), {machine["cores"]} cores'
     where = f'{machine["gpu"]}; {where}' if machine['gpu'] else f'{where}, no GPU'
-    dates = sorted({header['date'] for header in headers})
-    date = dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'
-    names = ', '.join(f'{name} {text}' for name, text in versions.items())
-    settings = headers[0]['settings']
-    command = 'python tools/gpu_report.py'
-    command += '' if settings['device'] == 'cuda' else f' --device {settings["device"]}'
-    command += ' --quick' if settings['quick'] else ''
-    return f'Medians (first to third quartile). {where}; {date}. {names}.\n\n```\n{command}\n```'
+    names = ', '.join(f'{name} {text}' for name, text in header['versions'].items())
+    day = header['date'].partition(' ')[0]
+    return f'{where}; {day}. {names}.\n\n```\n{header["command"]}\n```'

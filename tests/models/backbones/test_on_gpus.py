@@ -1,11 +1,10 @@
 """What a first run on a GPU usually breaks, in the backbone: moves, autocast, channels last, DDP, graphs, the compiler.
 
 Without a GPU, tensors that only claim to be on one show which devices meet and whether a value would be read back.
-`test_triton_on_gpus.py` runs this file in Triton's interpreter as well.
+`test_kernels_in_the_interpreter.py` runs this file in Triton's interpreter as well.
 """
 
 import copy
-import os
 import subprocess
 import sys
 import warnings
@@ -20,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from triton_runs import gpu, only_interpreted, outside
 
 from swinv2_mm.models.backbones import SwinTransformerV2
 from swinv2_mm.models.layers.eval_cache import EvalCache
@@ -27,18 +27,9 @@ from swinv2_mm.models.layers.position_bias import PositionBias
 from swinv2_mm.ops.window_attention import triton_backend
 from swinv2_mm.ops.window_attention.fused import MOST_WINDOWS_GPU, windows_per_chunk
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 # 32 channels a head, as in all published models, so that a GPU compiles few kernels.
 NANO = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2))
 OPTIONS = dict(window_size=4, out_indices=(0, 1), drop_path_rate=0.0)
-outside = pytest.mark.skipif(INTERPRETED, reason='runs no kernels')
-
-
-def gpu(test):
-    """Mark a test that only a GPU can run."""
-    runnable = not INTERPRETED and torch.cuda.is_available()
-    test = pytest.mark.skipif(not runnable, reason='needs a CUDA device')(test)
-    return pytest.mark.gpu(test)
 
 
 @pytest.fixture
@@ -203,7 +194,7 @@ def test_chunks_of_the_fused_backend_fit_an_axis_of_a_grid():
         assert windows_per_chunk(bytes_per_window, torch.device('cuda')) <= MOST_WINDOWS_GPU
 
 
-@pytest.mark.skipif(not INTERPRETED, reason='needs the interpreter')
+@only_interpreted
 def test_compiled_around_the_kernel_in_one_graph(build):
     """A training step of a backbone, at two sizes, without a new compilation for the second."""
     model = build(NANO | dict(depths=(1,), num_heads=(1,)), out_indices=(0,), attn_backend='triton')

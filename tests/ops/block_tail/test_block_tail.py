@@ -1,13 +1,10 @@
 """The kernel of what follows the attention: in Triton's interpreter, and on a GPU."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from triton_runs import DEVICE, INTERPRETED, gpu, kernels, outside
 
 from swinv2_mm import SwinTransformerV2
 from swinv2_mm.models.layers.block import SwinBlock
@@ -15,17 +12,8 @@ from swinv2_mm.models.layers.fused_tail import forward_tail, runs_tail
 from swinv2_mm.ops.block_tail import TailWeights, block_tail, why_not_fused
 from swinv2_mm.ops.block_tail import triton_backend as backend
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = 'cpu' if INTERPRETED else 'cuda'
 # Largest difference from fp64 with the same rounded inputs, over the largest entry: the hidden layer is rounded.
 TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
-outside = pytest.mark.skipif(INTERPRETED, reason='not about the kernel')
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
-
-
-def kernel(test):
-    """Mark a test that runs the kernel."""
-    return test if INTERPRETED else pytest.mark.gpu(needs_gpu(test))
 
 
 def case(channels, tokens, dtype, x_dtype=torch.float32):
@@ -74,18 +62,8 @@ def check(channels, tokens, dtype, x_dtype=torch.float32):
         assert torch.equal(block_tail(x, attended, weights, eps), mine)
 
 
-@outside
-def test_the_kernel_in_the_interpreter():
-    pytest.importorskip('triton')
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__]
-    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
-    assert ' passed' in child.stdout
-
-
 # Channels of one part and of two, each with its own sizes of blocks; the last block is not full.
-@kernel
+@kernels
 @pytest.mark.parametrize(
     ('channels', 'tokens'), [(32, 70), (48, 5), (96, 150), (128, 129), (192, 65)]
 )
@@ -93,7 +71,7 @@ def test_equals_the_layers(channels, tokens):
     check(channels, tokens, torch.float16)
 
 
-@kernel
+@kernels
 def test_bf16_with_a_residual_in_bf16():
     if INTERPRETED:
         pytest.skip('the interpreter multiplies the bit patterns of bf16')
@@ -101,13 +79,25 @@ def test_bf16_with_a_residual_in_bf16():
     check(192, 1000, torch.bfloat16, torch.bfloat16)
 
 
-@kernel
+@kernels
+def test_strides_do_not_matter():
+    (x, attended), weights = case(32, 40, torch.float16)
+    plain = block_tail(x, attended, weights, (1e-5, 1e-5))
+    turned = [part.transpose(1, 2).contiguous().transpose(1, 2) for part in (x, attended)]
+    assert not turned[0].is_contiguous()
+    turned_weights = TailWeights(
+        *(w.T.contiguous().T if w.dim() == 2 else w.repeat_interleave(2)[::2] for w in weights)
+    )
+    assert torch.equal(block_tail(*turned, turned_weights, (1e-5, 1e-5)), plain)
+
+
+@kernels
 def test_no_tokens():
     (x, attended), weights = case(32, 0, torch.float16)
     assert block_tail(x, attended, weights, (1e-5, 1e-5)).shape == (1, 0, 32)
 
 
-@kernel
+@kernels
 def test_the_operator_keeps_the_rules_of_torch():
     (x, attended), weights = case(32, 3, torch.float16)
     torch.library.opcheck(
@@ -117,7 +107,7 @@ def test_the_operator_keeps_the_rules_of_torch():
     )
 
 
-@kernel
+@kernels
 def test_flops_are_those_of_three_linear_layers():
     (x, attended), weights = case(32, 3, torch.float16)
     with FlopCounterMode(display=False) as counter:
@@ -125,7 +115,7 @@ def test_flops_are_those_of_three_linear_layers():
     assert counter.get_total_flops() == 2 * 3 * (32 * 32 + 2 * 32 * 128)
 
 
-@kernel
+@kernels
 def test_a_block_by_its_layers(randomize):
     block = randomize(SwinBlock(48, 3, (4, 4), extra_norm=True)).to(DEVICE).eval()
     x = torch.randn(2, 5, 7, 48, device=DEVICE)
@@ -152,8 +142,7 @@ def test_it_stays_away_from_training_and_cpus():
     assert not runs_tail(block, torch.randn(1, 4, 4, 32))
 
 
-@pytest.mark.gpu
-@needs_gpu
+@gpu
 def test_who_waits_for_a_layer_is_called(randomize):
     """Hooks, other layers and training take the layers one by one."""
     model = SwinTransformerV2(out_indices=(0,), drop_path_rate=0.0, attn_backend='triton')

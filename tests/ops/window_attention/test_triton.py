@@ -1,11 +1,6 @@
-"""The Triton kernels against the reference: on a GPU, and in Triton's interpreter on the CPU.
-
-Triton decides at its import whether it interprets. The tests of the kernels therefore run in a pytest of their own,
-which `test_kernels_in_the_interpreter` starts; where there is a GPU, they run here as well.
-"""
+"""The Triton kernels against the reference: on a GPU, and in Triton's interpreter on the CPU."""
 
 import math
-import os
 import subprocess
 import sys
 
@@ -13,30 +8,15 @@ import pytest
 import torch
 from test_backends import TOLERANCES, case, check, run
 from torch.utils.flop_counter import FlopCounterMode
+from triton_runs import DEVICE, gpu, kernels, outside
 
 from swinv2_mm.ops.window_attention import available_backends, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')
 CPU = torch.device('cpu')
-
-
 # A window that fits into one block.
 TILE_WINDOW = {torch.float16: (8, 8), torch.bfloat16: (7, 7), torch.float32: (5, 5)}
 FP32_TENSORS = ('scale', 'table', 'lse', 'delta', 'grad_scale', 'grad_bias')
-
-
-def kernels(test):
-    """Mark a test that runs the kernels."""
-    if INTERPRETED:
-        return test
-    runnable = torch.cuda.is_available() and backend.why_not_triton(DEVICE) is None
-    test = pytest.mark.skipif(not runnable, reason='needs a GPU that Triton supports')(test)
-    return pytest.mark.gpu(test)
-
-
-outside = pytest.mark.skipif(INTERPRETED, reason='not about the kernels')
 
 
 def triton(qkv, scale, table, partition):
@@ -54,16 +34,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(backend, 'BLOCK_FP32', 32)
     for name in ('STEP', 'GRAD_STEP', 'STEP_FP32'):
         monkeypatch.setattr(backend, name, 16)
-
-
-@outside
-def test_kernels_in_the_interpreter():
-    pytest.importorskip('triton')
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__]
-    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
-    assert ' passed' in child.stdout
 
 
 # Sizes with remainders on either axis, windows longer than wide and the reverse, a window as large as the map along one
@@ -283,8 +253,7 @@ def test_shapes_that_do_not_fit_are_refused():
         triton(qkv, scale, table[:, 1:-1], partition)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@gpu
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     ('size', 'window', 'dim'),

@@ -1,61 +1,31 @@
-"""What a first run on a GPU usually breaks, in the Triton backend: streams, strides, large sizes, devices and graphs.
-
-As in `test_triton.py`, kernels run on a GPU where there is one, and in Triton's interpreter in a pytest of their own.
-"""
+"""What a first run on a GPU usually breaks, in the Triton backend: streams, strides, large sizes, devices, graphs."""
 
 import builtins
-import os
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo.testing
 from test_backends import case, check, run
-from test_triton import DEVICE, INTERPRETED, kernels, on_device, outside, triton
+from test_triton import on_device, triton
 from torch.utils.checkpoint import checkpoint
+from triton_runs import DEVICE, INTERPRETED, gpu, kernels, outside
 
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
 CUDA = torch.device('cuda', 0)
-BACKBONE_TESTS = Path(__file__).parents[2] / 'models' / 'backbones' / 'test_on_gpus.py'
 
 
-def gpu(test):
-    """Mark a test that only a GPU can run."""
-    runnable = (
-        not INTERPRETED
-        and torch.cuda.is_available()
-        and backend.why_not_triton(torch.device('cuda', torch.cuda.current_device())) is None
-    )
-    test = pytest.mark.skipif(not runnable, reason='needs a GPU that Triton supports')(test)
-    return pytest.mark.gpu(test)
+both_kinds = pytest.mark.parametrize(
+    ('size', 'window'), [((5, 6), (4, 4)), ((9, 8), (9, 8))], ids=['one block', 'several blocks']
+)
 
 
-@outside
-def test_kernels_in_the_interpreter():
-    """Those of the backbone's tests that run kernels are in the same process: it takes seconds to start."""
-    pytest.importorskip('triton')
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider']
-    environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    child = subprocess.run(
-        [*command, __file__, str(BACKBONE_TESTS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert child.returncode == 0, child.stdout[-5000:] + child.stderr[-2000:]
-    assert ' passed' in child.stdout
-
-
-def usual_case(size=(5, 6), heads=1, seed=0):
+def usual_case(size=(5, 6), window=(4, 4), heads=1, seed=0):
     """What most tests run, so that a GPU compiles few kernels: padded and shifted windows of 16 tokens in fp16."""
     options = dict(images=1, heads=heads, dim=32, dtype=torch.float16, seed=seed)
-    return case(size, (4, 4), True, **options)
+    return case(size, window, True, **options)
 
 
 def assert_equal(results, others):
@@ -86,9 +56,10 @@ def test_windows_of_up_to_1024_tokens(size, window):
 
 
 @kernels
-def test_strides_do_not_matter():
+@both_kinds
+def test_strides_do_not_matter(size, window):
     """A part of a larger map, a map with its channels first, and the table as the position bias gives it."""
-    (qkv, scale, table), grad, partition = on_device(*usual_case(heads=2))
+    (qkv, scale, table), grad, partition = on_device(*usual_case(size, window, heads=2))
     plain = run(triton, (qkv, scale, table), grad, partition)
     larger = qkv.new_zeros(2, qkv.shape[1] + 1, qkv.shape[2] + 2, qkv.shape[3] + 8)
     larger[1:, 1:, 1:-1, 8:] = qkv
@@ -104,9 +75,10 @@ def test_strides_do_not_matter():
 
 
 @kernels
-def test_every_number_of_an_output_is_written():
+@both_kinds
+def test_every_number_of_an_output_is_written(size, window):
     """Deterministic algorithms are allowed, and fill what is allocated without a value with NaN."""
-    tensors, grad, partition = on_device(*usual_case())
+    tensors, grad, partition = on_device(*usual_case(size, window))
     plain = run(triton, tensors, grad, partition)
     torch.use_deterministic_algorithms(True)
     try:
@@ -156,7 +128,7 @@ def test_compiled_once_for_several_sizes():
         return triton(qkv, scale, table, partition) * 1
 
     for size in ((5, 6), (7, 5)):
-        tensors, grad, partition = on_device(*usual_case(size=size))
+        tensors, grad, partition = on_device(*usual_case(size))
         plain = run(triton, tensors, grad, partition)
 
         def compiled(qkv, scale, table, _):
@@ -400,9 +372,10 @@ def test_a_device_without_index_is_the_current_one(two_gpus):
 
 
 @gpu
-def test_on_a_stream_of_its_own():
+@both_kinds
+def test_on_a_stream_of_its_own(size, window):
     """Inputs come late on the stream: a kernel on any other would read what was there before."""
-    tensors, grad, partition = on_device(*usual_case())
+    tensors, grad, partition = on_device(*usual_case(size, window))
     plain = run(triton, tensors, grad, partition)
     late = [torch.zeros_like(x) for x in tensors]
     stream = torch.cuda.Stream()
@@ -417,9 +390,10 @@ def test_on_a_stream_of_its_own():
 
 
 @gpu
-def test_a_graph_replays_both_passes_with_new_inputs():
-    tensors, grad, partition = on_device(*usual_case())
-    others, other_grad, _ = on_device(*usual_case(seed=1))
+@both_kinds
+def test_a_graph_replays_both_passes_with_new_inputs(size, window):
+    tensors, grad, partition = on_device(*usual_case(size, window))
+    others, other_grad, _ = on_device(*usual_case(size, window, seed=1))
     plain = run(triton, others, other_grad, partition)
     inputs = [x.clone().requires_grad_() for x in tensors]
     stream = torch.cuda.Stream()
@@ -440,8 +414,9 @@ def test_a_graph_replays_both_passes_with_new_inputs():
 
 @gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
-def test_on_a_second_gpu_that_is_not_the_current_one():
-    tensors, grad, partition = usual_case()
+@both_kinds
+def test_on_a_second_gpu_that_is_not_the_current_one(size, window):
+    tensors, grad, partition = usual_case(size, window)
     results = []
     for index in (0, 1):
         device = torch.device('cuda', index)
@@ -452,9 +427,10 @@ def test_on_a_second_gpu_that_is_not_the_current_one():
 
 
 @gpu
-def test_nothing_waits_for_the_gpu():
+@both_kinds
+def test_nothing_waits_for_the_gpu(size, window):
     """A transfer to the host would be an error here."""
-    tensors, grad, partition = on_device(*usual_case())
+    tensors, grad, partition = on_device(*usual_case(size, window))
     run(triton, tensors, grad, partition)
     torch.cuda.set_sync_debug_mode('error')
     try:
