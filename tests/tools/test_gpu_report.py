@@ -1,5 +1,6 @@
 """The GPU report on a CPU: that it runs as a whole, ends in time, and shows what it wrote."""
 
+import argparse
 import json
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from tool_runs import ROOT
 
 from swinv2_mm.benchmarks.gpu import report
 from swinv2_mm.benchmarks.gpu.part import PartOptions, Sink
-from swinv2_mm.benchmarks.gpu.tables import BEGIN, END, update_docs
+from swinv2_mm.benchmarks.gpu.tables import BEGIN, END, show_tables, update_docs
 from swinv2_mm.benchmarks.results import read_results
 
 TOOL = ROOT / 'tools/gpu_report.py'
@@ -174,33 +175,34 @@ def test_tables_go_into_a_page_and_replace_those_there(start, tmp_path):
     assert page.read_text() == text
 
 
-def test_a_page_or_folder_that_does_not_fit_is_named(start, tmp_path):
+def test_a_page_or_folder_that_does_not_fit_is_named(tmp_path, capsys):
     page = tmp_path / 'page.md'
     page.write_text('no place')
-    done = start(TOOL, '--tables', tmp_path, '--docs', page)
-    assert done.returncode == 2
-    assert 'has no place for the tables' in done.stderr
-    done = start(TOOL, '--tables', tmp_path / 'nowhere')
-    assert done.returncode == 2
-    assert 'nowhere does not exist' in done.stderr
+    assert show_tables(tmp_path, page) == 2
+    assert 'holds no results' in capsys.readouterr().err
+    (tmp_path / 'kernels.json').write_text(results([]))
+    assert show_tables(tmp_path, page) == 2
+    assert 'has no place for the tables' in capsys.readouterr().err
+    assert show_tables(tmp_path / 'nowhere', None) == 2
+    assert 'nowhere does not exist' in capsys.readouterr().err
     assert page.read_text() == 'no place'
 
 
-def test_figures_of_tiny_sizes_stay_out_of_pages(start, tmp_path):
+def test_figures_of_tiny_sizes_stay_out_of_pages(tmp_path, capsys):
     (tmp_path / 'kernels.json').write_text(results([], quick=True))
     page = tmp_path / 'page.md'
     page.write_text(f'{BEGIN}\n{END}\n')
-    done = start(TOOL, '--tables', tmp_path, '--docs', page)
-    assert done.returncode == 2
-    assert 'measured with --quick: its figures mean nothing' in done.stderr
+    assert show_tables(tmp_path, page) == 2
+    assert 'measured with --quick: its figures mean nothing' in capsys.readouterr().err
     assert page.read_text() == f'{BEGIN}\n{END}\n'
 
 
-def test_parts_of_several_runs_name_their_settings(start, tmp_path):
+def test_parts_of_several_runs_name_their_settings(tmp_path, capsys):
     (tmp_path / 'tests.json').write_text(results([], command='one'))
     (tmp_path / 'kernels.json').write_text(results([], command='one'))
     (tmp_path / 'training.json').write_text(results([], command='other'))
-    text = start(TOOL, '--tables', tmp_path).stdout
+    assert show_tables(tmp_path, None) == 0
+    text = capsys.readouterr().out
     assert 'tests, kernels: Card' in text and 'training: Card' in text
     assert '```\none\n```' in text and '```\nother\n```' in text
 
@@ -251,19 +253,21 @@ def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_p
     assert left == []
 
 
-@pytest.mark.parametrize('minutes', ['0', '-1'])
-def test_no_time_is_refused(start, tmp_path, minutes):
-    options = ('--device', 'cpu', '--quick', '--minutes', minutes, '--out', tmp_path / 'new')
-    done = start(TOOL, *options)
-    assert done.returncode == 2
-    assert 'expected more than 0' in done.stderr
-
-
-def test_a_folder_that_cannot_be_written_is_named(start, tmp_path):
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(minutes=0.0), '--minutes 0: expected more than 0'),
+        (dict(device='mps'), '--device mps: the report is about GPUs of NVIDIA'),
+        (dict(device='gpu'), '--device gpu: expected cuda'),
+        (dict(out='file'), 'cannot write into'),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, capsys, options, message):
     (tmp_path / 'file').write_text('')
-    done = start(TOOL, '--device', 'cpu', '--quick', '--out', tmp_path / 'file')
-    assert done.returncode == 2
-    assert 'cannot write into' in done.stderr
+    given = dict(parts=['tests'], minutes=1.0, out='new', device='cpu', quick=True) | options
+    given['out'] = tmp_path / given['out']
+    assert report.run_report(argparse.Namespace(**given)) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_missing_packages_are_named(environment):
