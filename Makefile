@@ -106,14 +106,14 @@ HAS_OPENMMLAB := import importlib.util as u, sys; \
 gpu:
 	@command -v $(PYTHON) > /dev/null || \
 	  { echo "there is no '$(PYTHON)': make test creates .venv/bin/python, which has all that make gpu needs"; exit 2; }
-	@path=$(CURDIR); \
+	@path="$(CURDIR)"; \
 	if ls $(GPU_WHEELS)/*.whl > /dev/null 2>&1 && ! $(PYTHON) -c "$(HAS_OPENMMLAB)"; then \
 	  echo "Installing $(GPU_WHEELS) into $(GPU_SITE)"; \
 	  $(PYTHON) -m pip install $(PIP_QUIET) --no-index --no-deps --no-compile --upgrade --target $(GPU_SITE) \
 	    $(GPU_WHEELS)/*.whl || exit 1; \
-	  path=$$path:$(abspath $(GPU_SITE)); \
+	  path="$$path:$(abspath $(GPU_SITE))"; \
 	fi; \
-	PYTHONPATH=$$path$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) tools/gpu_report.py --minutes $(MINUTES) --out $(GPU_DIR) \
+	PYTHONPATH="$$path$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) tools/gpu_report.py --minutes $(MINUTES) --out "$(GPU_DIR)" \
 	  $(GPU_ARGS)
 
 clean:

@@ -119,6 +119,22 @@ def test_what_was_measured_before_the_end_is_kept(tmp_path):
     assert results['finished'] is False
 
 
+def test_numbers_that_are_not_finite_stop_nothing(tmp_path):
+    sink = Sink(tmp_path / 'kernels.json', PartOptions('cpu', True, 0.0))
+    sink.add({'ms': {'ours': float('nan')}, 'all': [1.0, float('inf')]})
+    sink.add({'ms': {'ours': 1.0}})
+    rows = read_results(tmp_path / 'kernels.json')['rows']
+    assert rows == [{'ms': {'ours': None}, 'all': [1.0, None]}, {'ms': {'ours': 1.0}}]
+
+
+def test_a_broken_file_is_named_and_stops_nothing(tmp_path):
+    (tmp_path / 'training.json').write_text('{"hea')
+    (tmp_path / 'kernels.json').write_text(results([]))
+    assert '- training: ' in report._write_tables(tmp_path)
+    report._note(tmp_path / 'training.json', 'training', 'cut off')
+    assert read_results(tmp_path / 'training.json')['failed'][0]['why'] == 'cut off'
+
+
 def test_no_test_begins_when_time_is_up(start, tmp_path):
     path = tmp_path / 'tests.json'
     options = ('tests', '--device', 'cpu', '--quick', '--seconds', '1', '--out', path)
@@ -226,7 +242,7 @@ def test_what_is_missing_or_fails_is_in_the_exit_code(tmp_path, content, complet
 @pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_path, number, code):
     """The part that compiles before its turn is ended as well."""
-    options = ('--device', 'cpu', '--parts', 'tests', 'backbones', '--out', tmp_path)
+    options = ('--device', 'cpu', '--quick', '--parts', 'tests', 'backbones', '--out', tmp_path)
     process = subprocess.Popen(
         [sys.executable, TOOL, *options],
         env=environment,
@@ -259,6 +275,8 @@ def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_p
         (dict(minutes=0.0), '--minutes 0: expected more than 0'),
         (dict(device='mps'), '--device mps: the report is about GPUs of NVIDIA'),
         (dict(device='gpu'), '--device gpu: expected cuda'),
+        (dict(minutes=float('nan')), 'expected more than 0'),
+        (dict(quick=False), '--device cpu is to try the report itself: add --quick'),
         (dict(out='file'), 'cannot write into'),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -24,10 +26,13 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
     options = PartOptions(args.device, args.quick, deadline, args.early, args.command)
-    hide_transformers()  # mmdet imports mmpretrain, which cannot be imported beside transformers 5
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # by way of `finally`
     sink = Sink(args.out, options)
-    part = importlib.import_module(f'swinv2_mm.benchmarks.gpu.{args.part}')
     try:
+        hide_transformers()  # mmdet imports mmpretrain, which does not work beside transformers 5
+        part = importlib.import_module(f'swinv2_mm.benchmarks.gpu.{args.part}')
         part.run(options, sink)
     except Exception as error:
         sink.fail(args.part, error)

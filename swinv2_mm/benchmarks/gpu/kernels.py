@@ -7,6 +7,7 @@ torch can.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -166,6 +167,8 @@ def _measure(
         first = (found[0] if trains else found).float()
         exact = first if exact is None else exact
         differences[name] = ((first - exact).norm() / exact.norm()).item()
+        if not math.isfinite(differences[name]):
+            sink.fail(f'{name}, {what}', 'the result is not finite')
         calls[name] = call
     print(what, f'ready after {time.monotonic() - begin:.1f} s', flush=True)
     rounds, seconds = (2, 0.0) if options.quick else (5, 0.02)

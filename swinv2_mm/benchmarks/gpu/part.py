@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ class PartOptions:
             torch.cuda.synchronize()
 
 
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinity, which json has no words for: None in their place."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class Sink:
     """The json file of a part. Every change is written at once: a part that is ended keeps what it measured.
 
@@ -74,7 +84,9 @@ class Sink:
         settings = {'device': options.device, 'quick': options.quick}
         header = make_header({}, settings, torch.get_num_threads(), options.device)
         header['command'] = options.command or header['command']
-        header['versions'] |= {name: version(name) for name in _LIBRARIES if find_spec(name)}
+        for name in _LIBRARIES:
+            with contextlib.suppress(PackageNotFoundError):
+                header['versions'][name] = version(name)
         self.path = path
         self.content: dict[str, Any] = {
             'header': header,
@@ -88,7 +100,7 @@ class Sink:
     def add(self, row: Mapping[str, Any]) -> None:
         """Add a row of figures."""
         with self._lock:
-            self.content['rows'].append(dict(row))
+            self.content['rows'].append(_finite(row))
             self.write()
 
     def fail(self, what: str, error: BaseException | str) -> None:

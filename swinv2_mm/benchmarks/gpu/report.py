@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import signal
@@ -19,6 +20,7 @@ from swinv2_mm.benchmarks.results import read_results, write_results
 
 # Parts that compile what they measure, while those before them run.
 _EARLY = ('backbones',)
+_MOST_MINUTES = 1440
 _SECONDS_TO_END = 5  # for a part that is told to stop
 
 
@@ -40,14 +42,18 @@ def run_report(args: argparse.Namespace) -> int:
     Args:
         args: `parts`, `minutes`, `out`, `device`, `quick`.
     """
+    args.out = args.out.resolve()  # parts work in other folders
     why_not = _why_not(args.device)
-    if args.minutes <= 0:
-        why_not = f'--minutes {args.minutes:g}: expected more than 0'
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        log = open(args.out / 'log.txt', 'w', encoding='utf-8')  # noqa: SIM115
-    except OSError as error:
-        why_not = why_not or f'cannot write into {args.out}: {error.strerror}'
+    if not 0 < args.minutes <= _MOST_MINUTES:
+        why_not = f'--minutes {args.minutes:g}: expected more than 0, and at most {_MOST_MINUTES}'
+    if args.device.startswith('cpu') and not args.quick:
+        why_not = f'--device {args.device} is to try the report itself: add --quick'
+    if why_not is None:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+            log = open(args.out / 'log.txt', 'w', encoding='utf-8')  # noqa: SIM115
+        except OSError as error:
+            why_not = f'cannot write into {args.out}: {error.strerror}'
     if why_not is not None:
         say(why_not)
         return EXIT_SETUP
@@ -90,7 +96,7 @@ def _run_parts(
     end = time.monotonic() + 60 * args.minutes
     total = sum(PARTS[part] for part in parts)
     for number, part in enumerate(parts):
-        if part in _EARLY and number and not args.quick:
+        if part in _EARLY and number:
             share = sum(PARTS[name] for name in parts[: number + 1]) / total
             started[part] = _Part(part, args, 60 * args.minutes * share, log, early=True)
     for number, part in enumerate(parts):
@@ -107,7 +113,10 @@ def _run_parts(
 
 def _write_tables(folder: Path) -> str:
     text = render(folder)
-    (folder / 'report.md').write_text(text, encoding='utf-8')
+    try:
+        (folder / 'report.md').write_text(text, encoding='utf-8')
+    except OSError as error:
+        say(f'cannot write {folder / "report.md"}: {error.strerror}')
     return text
 
 
@@ -211,6 +220,7 @@ def _environment(kind: str, index: str) -> dict[str, str]:
     env.setdefault(
         'OMP_WAIT_POLICY', 'PASSIVE'
     )  # threads that wait must not take the cores of others
+    env.pop('TRITON_INTERPRET', None)
     if kind == 'cpu':
         env['TRITON_INTERPRET'] = '1'  # the kernels run in Python
     elif index:
@@ -224,7 +234,10 @@ def _environment(kind: str, index: str) -> dict[str, str]:
 def _note(path: Path, part: str, how: str) -> None:
     """Write into the json of a part that it did not come to its end."""
     content: dict[str, Any] = {'header': None, 'rows': [], 'failed': [], 'finished': False}
-    if path.exists():
+    with contextlib.suppress(ValueError, FileNotFoundError):
         content = read_results(path)
     content['failed'].append({'what': part, 'why': how})
-    write_results(path, content)
+    try:
+        write_results(path, content)
+    except OSError as error:
+        say(f'cannot write {path}: {error.strerror}')

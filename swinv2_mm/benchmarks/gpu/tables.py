@@ -31,7 +31,14 @@ def render(folder: Path) -> str:
         folder: The folder that `tools/gpu_report.py` wrote.
     """
     files = {part: folder / f'{part}.json' for part in PARTS}
-    found = {part: read_results(path) for part, path in files.items() if path.is_file()}
+    found, unread = dict[str, dict[str, Any]](), []
+    for part, path in files.items():
+        try:
+            found[part] = read_results(path)
+        except FileNotFoundError:
+            continue
+        except (ValueError, OSError) as error:
+            unread.append(f'- {part}: {_one_line(str(error))}')
     texts = []
     for part in PARTS:
         texts.append(f'### {_TITLES[part]}')
@@ -42,6 +49,7 @@ def render(folder: Path) -> str:
         for part, results in found.items()
         for failure in results.get('failed', [])
     ]
+    lines += unread
     if lines:
         texts += ['### What is missing', '\n'.join(lines)]
     headers = {part: results['header'] for part, results in found.items() if results['header']}
@@ -90,7 +98,7 @@ def show_tables(folder: Path, page: Path | None) -> int:
         if page is not None:
             update_docs(folder, page)
         print(render(folder))
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         say(str(error))
         return EXIT_SETUP
     return EXIT_OK

@@ -20,9 +20,9 @@ def _vector(pointer, channel):
 
 
 @triton.jit
-def _matrix(pointer, out_channel, in_channel, width):
+def _matrix(pointer, out_channel, in_channel, width, DTYPE: tl.constexpr):
     """A part of the weights of a linear layer, `(in, out)`."""
-    return tl.load(pointer + out_channel[None, :] * width + in_channel[:, None])
+    return tl.load(pointer + out_channel[None, :] * width + in_channel[:, None]).to(DTYPE)
 
 
 @triton.jit
@@ -81,14 +81,14 @@ def block_tail_kernel(
     c0 = tl.arange(0, C0)
     c1 = c0
     a0 = tl.load(attended + at + c0[None, :], mask=inside, other=0.0).to(DTYPE)
-    y0 = tl.dot(a0, _matrix(proj_weight, c0, c0, C))
+    y0 = tl.dot(a0, _matrix(proj_weight, c0, c0, C, DTYPE))
     y1 = y0
     if C1 > 0:
         c1 = C0 + tl.arange(0, C1)
         a1 = tl.load(attended + at + c1[None, :], mask=inside, other=0.0).to(DTYPE)
-        y0 = tl.dot(a1, _matrix(proj_weight, c0, c1, C), acc=y0)
-        y1 = tl.dot(a0, _matrix(proj_weight, c1, c0, C))
-        y1 = tl.dot(a1, _matrix(proj_weight, c1, c1, C), acc=y1)
+        y0 = tl.dot(a1, _matrix(proj_weight, c0, c1, C, DTYPE), acc=y0)
+        y1 = tl.dot(a0, _matrix(proj_weight, c1, c0, C, DTYPE))
+        y1 = tl.dot(a1, _matrix(proj_weight, c1, c1, C, DTYPE), acc=y1)
         y1 += _vector(proj_bias, c1)
     y0 += _vector(proj_bias, c0)
     y0, y1 = _normalize(y0, y1, norm1_weight, norm1_bias, c0, c1, C, C1, eps1)
@@ -108,14 +108,14 @@ def block_tail_kernel(
         tl.debug_barrier()  # who reads a number below may not be who wrote it
     for start in range(0, HIDDEN, STEP):
         n = start + tl.arange(0, STEP)
-        hidden = tl.dot(x0, _matrix(fc1_weight, n, c0, C))
+        hidden = tl.dot(x0, _matrix(fc1_weight, n, c0, C, DTYPE))
         if C1 > 0:
-            hidden = tl.dot(x1, _matrix(fc1_weight, n, c1, C), acc=hidden)
+            hidden = tl.dot(x1, _matrix(fc1_weight, n, c1, C, DTYPE), acc=hidden)
         hidden += _vector(fc1_bias, n)
         hidden = (0.5 * hidden * (1 + tl.erf(hidden * HALF_ROOT_2))).to(DTYPE)
-        sum0 = tl.dot(hidden, _matrix(fc2_weight, c0, n, HIDDEN), acc=sum0)
+        sum0 = tl.dot(hidden, _matrix(fc2_weight, c0, n, HIDDEN, DTYPE), acc=sum0)
         if C1 > 0:
-            sum1 = tl.dot(hidden, _matrix(fc2_weight, c1, n, HIDDEN), acc=sum1)
+            sum1 = tl.dot(hidden, _matrix(fc2_weight, c1, n, HIDDEN, DTYPE), acc=sum1)
     sum0 += _vector(fc2_bias, c0)
     if C1 > 0:
         sum1 += _vector(fc2_bias, c1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from swinv2_mm.models.layers import (
     DropPath,
@@ -11,6 +12,7 @@ from swinv2_mm.models.layers import (
     apply_output_norm,
     build_output_norm,
 )
+from swinv2_mm.models.layers.block import MLP
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_expectation():
@@ -108,3 +110,25 @@ def test_output_norm_can_be_frozen_and_unknown_types_are_refused():
     assert not any(parameter.requires_grad for parameter in norm.parameters())
     with pytest.raises(ValueError, match=r"type 'Instance'.*LN, BN"):
         build_output_norm(dict(type='Instance'), 4)
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda mlp: setattr(mlp, 'act', nn.ReLU()),
+        lambda mlp: setattr(mlp, 'act', nn.GELU('tanh')),
+        lambda mlp: setattr(mlp, 'drop1', nn.Tanh()),
+        lambda mlp: setattr(mlp, 'drop2', nn.Tanh()),
+        lambda mlp: mlp.append(nn.Tanh()),
+        lambda mlp: mlp.act.register_forward_pre_hook(lambda _, given: (2 * given[0],)),
+        lambda mlp: mlp.drop1.register_forward_hook(lambda _, given, out: 2 * out),
+        lambda mlp: setattr(mlp.fc1, 'forward', lambda x: x.repeat_interleave(4, -1)),
+    ],
+)
+def test_inference_uses_what_stands_in_an_mlp(randomize, change):
+    mlp = randomize(MLP(8, 32)).eval()
+    change(mlp)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        mine = mlp(x)
+    torch.testing.assert_close(mine, mlp(x).detach(), rtol=1e-5, atol=1e-6)
