@@ -5,6 +5,7 @@ Without a GPU, tensors that only claim to be on one show which devices meet and 
 """
 
 import copy
+import os
 import subprocess
 import sys
 import warnings
@@ -255,8 +256,12 @@ def compare_with_ddp(build, place, device, world):
     images = torch.randn(2, 2, 3, 40, 36)
     torch.save((models, images), place / 'given.pt')
     command = [sys.executable, __file__, str(place), device]
+    tests = str(Path(__file__).parents[2])  # where pytest finds what this file imports
+    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([tests, *sys.path])}
     children = [
-        subprocess.Popen([*command, str(rank), str(world)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(world)], env=env, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(1, world)
     ]
     found = train_in_parallel(place, device, 0, world)
