@@ -87,7 +87,7 @@ gpu-wheels:
 	@rm -f $(GPU_WHEELS)/*.whl
 	MMCV_WITH_OPS=0 $(PYTHON) -m pip wheel $(PIP_QUIET) -c constraints.txt --no-deps --wheel-dir $(GPU_WHEELS) \
 	  $(GPU_WHEELS_BUILT)
-	@! ls $(GPU_WHEELS) | grep -v -e '-none-any.whl$$' || { echo 'not for every Python: see above'; exit 1; }
+	@! ls $(GPU_WHEELS) | grep -v -e '-none-any.whl$$' || { echo 'the wheels above are not pure Python'; exit 1; }
 	$(PYTHON) -m pip download $(PIP_QUIET) -c constraints.txt --no-deps --only-binary=:all: --dest $(GPU_WHEELS) \
 	  --implementation cp --python-version $(GPU_PYTHON_VERSION) $(GPU_PLATFORMS) \
 	  $(GPU_WHEELS_SMALL) $(if $(GPU_WHEELS_ALL),$(GPU_WHEELS_LARGE))

@@ -132,9 +132,12 @@ class Bench:
         events.sort(key=lambda event: -event.self_device_time_total)
         total = sum(event.self_device_time_total for event in events)
         return [
-            (f'{event.key[:80]} x {event.count}', time / 1000, time / total)
+            (
+                f'{event.key[:80]} x {event.count}',
+                event.self_device_time_total / 1000,
+                event.self_device_time_total / total,
+            )
             for event in events[:_KERNELS]
-            for time in (event.self_device_time_total,)
         ]
 
     def release(self, key: str | None = None) -> None:

@@ -273,10 +273,10 @@ def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_p
     ('options', 'message'),
     [
         (dict(minutes=0.0), '--minutes 0: expected more than 0'),
-        (dict(device='mps'), '--device mps: the report is about GPUs of NVIDIA'),
+        (dict(device='mps'), '--device mps: the report is about NVIDIA GPUs'),
         (dict(device='gpu'), '--device gpu: expected cuda'),
         (dict(minutes=float('nan')), 'expected more than 0'),
-        (dict(quick=False), '--device cpu is to try the report itself: add --quick'),
+        (dict(quick=False), '--device cpu only tests the report itself: add --quick'),
         (dict(out='file'), 'cannot write into'),
     ],
 )

@@ -86,7 +86,7 @@ def run(options: PartOptions, sink: Sink) -> None:
 
 
 def _cases(options: PartOptions) -> list[list[Case]]:
-    common: dict[str, Any] = {'dtype': 'bf16', 'device': 'cuda' if options.is_cuda else 'cpu'}
+    common: dict[str, Any] = {'dtype': 'bf16', 'device': options.device}
     if options.quick:
         modes = ('eval', 'train')
         return [[Case((64, 64), 8, mode, arch='nano', **common) for mode in modes]]

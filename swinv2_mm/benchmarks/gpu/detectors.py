@@ -67,7 +67,7 @@ def run(options: PartOptions, sink: Sink) -> None:
 
 
 def _cases(options: PartOptions) -> list[Case]:
-    device = torch.device(options.device).type
+    device = options.device
     if options.quick:
         small: dict[str, Any] = dict(arch='nano', device=device, batch=2)
         dtype = 'bf16' if options.is_cuda else 'fp32'  # convolutions in bf16 are slow on many CPUs

@@ -20,6 +20,7 @@ from swinv2_mm.benchmarks.gpu.attentions import Attention, by_flex_attention, by
 from swinv2_mm.benchmarks.gpu.part import PartOptions, Sink
 from swinv2_mm.benchmarks.gpu.timing import interleaved, milliseconds
 from swinv2_mm.benchmarks.summary import median, pairwise_ratio
+from swinv2_mm.benchmarks.task import synchronize
 from swinv2_mm.ops.window_attention import WindowPartition
 
 _DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
@@ -160,7 +161,7 @@ def _measure(
         try:
             found = call()
             call()
-            options.synchronize()
+            synchronize(options.device)
         except Exception as error:  # whatever a library raises: the others go on
             sink.fail(f'{name}, {what}', error)
             continue

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from swinv2_mm.benchmarks.gpu.part import PartOptions
 from swinv2_mm.benchmarks.summary import median
+from swinv2_mm.benchmarks.task import Task, seconds
 
 _METHODS = {
     'backbone': 'forward',
@@ -21,11 +21,7 @@ _METHODS = {
 
 def wall_milliseconds(call: Callable[[], Any], options: PartOptions) -> float:
     """Time of a call by the clock, between synchronisations: what it does on the CPU counts, too."""
-    options.synchronize()
-    begin = time.perf_counter()
-    call()
-    options.synchronize()
-    return 1000 * (time.perf_counter() - begin)
+    return 1000 * seconds(Task(call, None, options.device))
 
 
 def part_times(

@@ -55,12 +55,7 @@ class PartOptions:
     @property
     def is_cuda(self) -> bool:
         """Whether the part runs on a CUDA device."""
-        return torch.device(self.device).type == 'cuda'
-
-    def synchronize(self) -> None:
-        """Wait for the device."""
-        if self.is_cuda:
-            torch.cuda.synchronize()
+        return self.device == 'cuda'
 
 
 def _finite(value: Any) -> Any:

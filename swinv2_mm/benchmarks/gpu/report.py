@@ -47,7 +47,7 @@ def run_report(args: argparse.Namespace) -> int:
     if not 0 < args.minutes <= _MOST_MINUTES:
         why_not = f'--minutes {args.minutes:g}: expected more than 0, and at most {_MOST_MINUTES}'
     if args.device.startswith('cpu') and not args.quick:
-        why_not = f'--device {args.device} is to try the report itself: add --quick'
+        why_not = f'--device {args.device} only tests the report itself: add --quick'
     if why_not is None:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -139,11 +139,11 @@ def _why_not(device: str) -> str | None:
     except RuntimeError:
         return f'--device {device}: expected cuda, the number of a GPU as in cuda:1, or cpu'
     if parsed.type not in ('cuda', 'cpu'):
-        return f'--device {device}: the report is about GPUs of NVIDIA; cpu tries the report itself'
-    if parsed.type == 'cuda' and not torch.cuda.is_available():
         return (
-            f'--device {device}: torch sees no GPU; `--device cpu --quick` tries the report itself'
+            f'--device {device}: the report is about NVIDIA GPUs; use cpu to test the report itself'
         )
+    if parsed.type == 'cuda' and not torch.cuda.is_available():
+        return f'--device {device}: torch sees no GPU; use `--device cpu --quick` to test the report itself'
     if parsed.type == 'cuda' and (parsed.index or 0) >= torch.cuda.device_count():
         return f'--device {device}: torch sees {torch.cuda.device_count()} GPUs'
     return None
@@ -163,7 +163,7 @@ class _Part:
     def __init__(
         self, name: str, args: argparse.Namespace, seconds: float, log: IO[str], early: bool = False
     ) -> None:
-        self.name, self.early = name, early
+        self.name = name
         self.path = args.out / f'{name}.json'
         self.path.unlink(missing_ok=True)
         kind, _, index = args.device.partition(':')
@@ -217,9 +217,7 @@ def _give_way() -> None:
 def _environment(kind: str, index: str) -> dict[str, str]:
     """Environment of a part."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-    env.setdefault(
-        'OMP_WAIT_POLICY', 'PASSIVE'
-    )  # threads that wait must not take the cores of others
+    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads leave the cores to others
     env.pop('TRITON_INTERPRET', None)
     if kind == 'cpu':
         env['TRITON_INTERPRET'] = '1'  # the kernels run in Python

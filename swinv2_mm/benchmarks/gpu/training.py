@@ -99,7 +99,7 @@ def _train(recipe: Recipe, iterations: int, work_dir: Path, options: PartOptions
         config,
         work_dir=str(work_dir),
         amp=True,
-        device='cuda' if options.is_cuda else 'cpu',
+        device=options.device,
         # Visualizers of one name are the same, and would write into the folder of the first run.
         cfg_options=[*changes, f'visualizer.name={work_dir.name}'],
     )

@@ -1,7 +1,7 @@
 """Inference on a GPU with all that follows the attention of a block in one kernel.
 
-Only for `attn_backend='triton'`: the kernel has been seen on one model of GPU so far, and with one of the block sizes
-tried there it read where it must not. The sizes that are left ran without fault.
+This runs for `attn_backend='triton'` only. The kernel has been tried on one model of GPU. One block size caused an
+illegal memory access there and is not used; the cause is unknown.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,30 @@ def expand_bias(table: Tensor) -> Tensor:
     # flipping turns j' = h - 1 - j into j. No index of N x N entries has to exist.
     pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(-2, -1)
     return pairs.reshape(-1, height * width, height * width)
+
+
+def fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
+    """The adjoint of `expand_bias`: from gradients for every pair of tokens to those of the table.
+
+    Args:
+        grad: `(nH, N, N)`, query before key.
+        window: Height and width of the window, in tokens.
+
+    Returns:
+        `(nH, 2 * Wh - 1, 2 * Ww - 1)`, contiguous.
+    """
+    height, width = window
+    pairs = grad.unflatten(1, (height, width)).unflatten(3, (height, width)).transpose(2, 3)
+    by_col = _sum_by_difference(pairs).permute(0, 3, 1, 2)
+    return _sum_by_difference(by_col).transpose(1, 2).contiguous()
+
+
+def _sum_by_difference(x: Tensor) -> Tensor:
+    """From `(..., N, N)` to the sums over pairs of the same difference, `(..., 2 * N - 1)` from 1 - N on."""
+    size = x.shape[-1]
+    # Rows of 2 N numbers, read as rows of 2 N - 1: each row moves by one against the row before.
+    skewed = F.pad(x.flip(-1), (0, size)).flatten(-2)[..., : size * (2 * size - 1)]
+    return skewed.unflatten(-1, (size, 2 * size - 1)).sum(-2)
 
 
 def attend(

@@ -9,17 +9,16 @@ import functools
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.window_attention.checks import check_inputs
 from swinv2_mm.ops.window_attention.partition import WindowPartition
+from swinv2_mm.ops.window_attention.reference import fold_bias
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_HEAD_DIM = 128
@@ -270,7 +269,7 @@ def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # 
         )
     grad_table = table.new_zeros(table.shape)
     if with_table:
-        grad_table = _fold_bias(grad_bias.sum(0), window).to(table.dtype)
+        grad_table = fold_bias(grad_bias.sum(0), window).to(table.dtype)
     return grad_qkv, grad_scale.view(scale.shape).to(scale.dtype), grad_table
 
 
@@ -320,22 +319,6 @@ def _(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ig
         scale.new_empty(scale.shape),
         table.new_empty(table.shape),
     )
-
-
-def _fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
-    """From the gradient for every pair of tokens to that of the table: the adjoint of `expand_bias`."""
-    height, width = window
-    pairs = grad.unflatten(1, (height, width)).unflatten(3, (height, width)).transpose(2, 3)
-    by_col = _sum_by_difference(pairs).permute(0, 3, 1, 2)
-    return _sum_by_difference(by_col).transpose(1, 2).contiguous()
-
-
-def _sum_by_difference(x: Tensor) -> Tensor:
-    """From `(..., N, N)` to the sums over pairs of the same difference, `(..., 2 * N - 1)` from 1 - N on."""
-    size = x.shape[-1]
-    # Rows of 2 N numbers, read as rows of 2 N - 1: each is moved by one against the row before.
-    skewed = F.pad(x.flip(-1), (0, size)).flatten(-2)[..., : size * (2 * size - 1)]
-    return skewed.unflatten(-1, (size, 2 * size - 1)).sum(-2)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swinv2_mm.ops.window_attention.reference import attend, normalize
+from swinv2_mm.ops.window_attention.reference import attend, expand_bias, fold_bias, normalize
 
 
 def inputs(windows=3, images=2, heads=2, tokens=6, dim=4, dtype=torch.float64):
@@ -88,3 +88,12 @@ def test_dropout_drops_weights_and_keeps_the_expectation():
     runs = torch.stack([attend(q, k, v, scale, bias, dropout_p=0.5) for _ in range(400)])
     assert runs.std() > 0.1
     assert (runs.mean() - 1.0).abs() < 0.05
+
+
+@pytest.mark.parametrize('window', [(1, 1), (3, 5), (4, 4), (2, 1)])
+def test_folding_is_the_adjoint_of_expanding(window):
+    table = torch.randn(2, 2 * window[0] - 1, 2 * window[1] - 1, dtype=torch.float64)
+    bias = expand_bias(table.requires_grad_())
+    grad = torch.randn_like(bias)
+    bias.backward(grad)
+    torch.testing.assert_close(fold_bias(grad, window), table.grad)
