@@ -1,6 +1,7 @@
 # From a bare checkout, with Python >= 3.10 and make:
 #   make demo   trains a detector on generated shapes and draws what it predicts
 #   make test   runs the test suite
+#   make test-fast   runs the tests that need no training, in three minutes
 #   make gpu    measures on a GPU, with the packages that PYTHON has and those in .gpu-wheels (docs/gpu.md)
 #   make gpu-wheels   collects into .gpu-wheels what a GPU machine without network lacks
 # The first two install what they need into $(VENV) first. No compiler is needed.
@@ -17,7 +18,7 @@ DEMO_DIR := work_dirs/demo
 SHAPES_DIR ?= data/shapes
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test lint gpu gpu-wheels clean
+.PHONY: help install demo test test-fast lint gpu gpu-wheels clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,13 +60,21 @@ $(PEERS)/installed: constraints.txt | $(BIN)/python
 	  --target $(PEERS)/transformers transformers tokenizers
 	@touch $@
 
+# One worker for each core, with one thread each. The tests of a file stay together: many share what a fixture trained.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 SWINV2_MM_PEERS=$(PEERS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
 test: $(STAMP)-test $(PEERS)/installed
-	SWINV2_MM_PEERS=$(PEERS) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(STAMP)-test $(PEERS)/installed
+	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
 
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 # What a machine lacks that has torch, torchvision, timm and the usual scientific packages: what OpenMMLab's
 # libraries import, and nothing else. Versions are those of constraints.txt where that names one.

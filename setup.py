@@ -12,6 +12,8 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 SHIPPED = ('configs', 'tools', 'model-index.yml')
+# The tools that need the folder `benchmarks`, which only a checkout has.
+LEFT_OUT = ('__pycache__', 'benchmark_*.py', 'gpu_report.py')
 
 
 class BuildWithMim(build_py):
@@ -27,7 +29,7 @@ class BuildWithMim(build_py):
         for name in SHIPPED:
             source = ROOT / name
             if source.is_dir():
-                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns('__pycache__'))
+                shutil.copytree(source, target / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
             else:
                 shutil.copy2(source, target / name)
 

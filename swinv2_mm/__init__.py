@@ -1,18 +1,29 @@
-"""Dense prediction with Swin Transformer V2 on MMDetection and MMSegmentation.
+"""Swin Transformer V2 backbones for MMDetection, MMSegmentation and MMPretrain.
 
-Importing this package is what `custom_imports = dict(imports=['swinv2_mm'])` does in a config: it makes
-mmcv usable without compiled operators, keeps mmengine from running code out of checkpoints, and registers the
-backbones. It imports neither mmdet nor mmseg.
+Importing this package registers the backbones by name (see `swinv2_mm.registry`) and provides `mmcv._ext` where mmcv
+has no compiled operators. Everything else is imported when it is first used.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from swinv2_mm import registry
 from swinv2_mm.ops import mmcv_ext
 from swinv2_mm.version import __version__
 
+if TYPE_CHECKING:
+    from swinv2_mm.models import SwinTransformerV2, SwinTransformerV2CR
+
 mmcv_ext.install()  # before anything can import `mmcv.ops`
 
-from swinv2_mm.checkpoints import guard_mmengine  # noqa: E402
-from swinv2_mm.models import SwinTransformerV2, SwinTransformerV2CR  # noqa: E402
-
-guard_mmengine()
-
 __all__ = ['SwinTransformerV2', 'SwinTransformerV2CR', '__version__']
+
+
+def __getattr__(name: str) -> Any:
+    if name in registry.BACKBONES:
+        return getattr(importlib.import_module('swinv2_mm.models'), name)
+    if name in ('checkpoints', 'models'):
+        return importlib.import_module(f'swinv2_mm.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,19 +1,26 @@
 """Registries of this package.
 
-`MODELS` is a child of mmengine's root registry with the scope `swinv2_mm`, so `type='swinv2_mm.SwinTransformerV2'`
-builds from every scope. `register_everywhere` also enters a class in the root registry, which mmdet and mmseg
-search after their own: there the plain `type='SwinTransformerV2'` builds too. `DATASETS` is a child in the same
-way; what it holds needs mmpretrain and is imported when a config names one of them, e.g. `type='swinv2_mm.Places365'`.
+`MODELS`, `DATASETS`, `HOOKS` and `OPTIM_WRAPPERS` are children of mmengine's root registries with the scope
+`swinv2_mm`. mmengine imports their modules when a config names one, so `type='swinv2_mm.SwinTransformerV2'` builds the
+backbone in every scope.
+
+The root registry also has the backbones under their plain names, for scopes without a class of that name. In the scope
+of MMPretrain, the plain name `SwinTransformerV2` builds the class of MMPretrain.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+import importlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mmengine.registry import DATASETS as ROOT_DATASETS
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
+BACKBONES = ('SwinTransformerV2', 'SwinTransformerV2CR')
 MODELS = Registry('model', parent=ROOT_MODELS, scope='swinv2_mm', locations=['swinv2_mm.models'])
 DATASETS = Registry(
     'dataset',
@@ -21,12 +28,35 @@ DATASETS = Registry(
     scope='swinv2_mm',
     locations=['swinv2_mm.datasets.classification'],
 )
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine.hooks'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=ROOT_OPTIM_WRAPPERS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.engine.autocast'],
+)
 
 T = TypeVar('T', bound=type)
 
 
+def _importing(name: str) -> Callable[..., Any]:
+    """Return a function that imports the backbone `name` and builds it."""
+
+    def build(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module('swinv2_mm.models'), name)(*args, **options)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+for _name in BACKBONES:
+    if _name not in ROOT_MODELS.module_dict:  # keep existing entries
+        ROOT_MODELS.register_module(name=_name, module=_importing(_name))
+
+
 def register_everywhere(cls: T) -> T:
-    """Class decorator: register `cls` under its name, with and without the `swinv2_mm.` prefix."""
-    ROOT_MODELS.register_module(module=cls)
+    """Register the class `cls` under its name, with and without the `swinv2_mm.` prefix (decorator)."""
     MODELS.register_module(module=cls)
+    if ROOT_MODELS.module_dict[cls.__name__].__module__ == __name__:
+        ROOT_MODELS.register_module(module=cls, force=True)
     return cls

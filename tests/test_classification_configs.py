@@ -15,9 +15,8 @@ from mmengine.runner import Runner
 from torch import nn
 
 import swinv2_mm
+from swinv2_mm.datasets.checks import FILE_CHECKS, ConfiguredData
 from swinv2_mm.datasets.digits import write_digits
-from swinv2_mm.engine.class_agreement import check_classes
-from swinv2_mm.engine.dataset_files import check_dataset_files
 from swinv2_mm.models.backbones.arch import ARCHS
 
 pytest.importorskip('mmpretrain')
@@ -300,8 +299,8 @@ def test_the_config_for_data_of_ones_own_in_the_docs(tmp_path, monkeypatch):
     config.write_text(text.replace('./' + base, str(CONFIGS / 'classification' / base)))
     cfg = Config.fromfile(config)
     parts = ('train', 'val', 'test')
-    check_dataset_files(cfg, parts)
-    check_classes(cfg, parts)
+    data = ConfiguredData(cfg, parts)
+    assert not [finding for check in FILE_CHECKS for finding in check(data)]
     with scope():
         for part in parts:
             loader = dict(cfg[f'{part}_dataloader'], num_workers=0, persistent_workers=False)

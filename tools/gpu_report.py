@@ -11,7 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-# A machine without network has a checkout, but nothing installed.
+# `benchmarks` is part of the checkout, not of the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 NEEDED = (
@@ -22,7 +22,7 @@ NEEDED = (
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    from swinv2_mm.benchmarks.gpu.part import PARTS
+    from benchmarks.gpu.part import PARTS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -64,11 +64,13 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    from swinv2_mm.benchmarks.gpu.report import run_report
-    from swinv2_mm.benchmarks.gpu.tables import show_tables
+    from benchmarks.gpu.report import run_report, show_tables
+    from benchmarks.tool import run_tool
 
     args = parse_args()
-    return run_report(args) if args.tables is None else show_tables(args.tables, args.docs)
+    if args.tables is None:
+        return run_tool(lambda: run_report(args))
+    return run_tool(lambda: show_tables(args.tables, args.docs))
 
 
 if __name__ == '__main__':

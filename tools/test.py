@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a detector, segmenter or classifier."""
+"""Evaluate a checkpoint of a detector, segmentor or classifier."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -21,24 +21,24 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='F',
-        help='keep the predictions: a .pkl file, or for segmentation a folder of label PNGs',
+        help='write the predictions: a .pkl file, or for segmentation a folder of label PNGs',
     )
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='draw annotation and prediction, one PNG per image: side by side, or in words for classification',
+        help='draw ground truth and prediction, one PNG per image: side by side, or in words for classification',
     )
     parser.add_argument('--show-max', type=int, metavar='N', help='draw the first N images only')
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in the checkpoint if it needs that: only for files whose makers you trust',
+        help='run the code in the checkpoint if it needs that: only for files from sources that you trust',
     )
     parser.add_argument(
         '--device',
-        choices=['auto', 'cuda', 'cpu'],
         default='auto',
-        help='auto: the GPU if there is one; cuda: stop if there is none (default: auto)',
+        metavar='DEV',
+        help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
     )
     parser.add_argument(
         '--launcher',
@@ -57,14 +57,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
+    """Run the tool and return its exit code."""
     args = parse_args()
     # Threads that wait by spinning for long are several times slower as soon as they share their cores with other
     # work; threads that sleep at once lose a fifth on idle cores. A short spin is good at both.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '20000')
     if args.device == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before anything asks torch for a GPU
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # hide GPUs before torch looks for them
     from swinv2_mm.engine.launch import evaluate
 
     return evaluate(**vars(args))

@@ -1,4 +1,4 @@
-"""Trains the detector, segmenter or classifier of a config."""
+"""Train the detector, segmentor or classifier of a config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -20,10 +20,10 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='go on from CKPT, or from the newest checkpoint of the work directory',
+        help='continue from CKPT, or from the newest checkpoint of the work directory',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 on a CPU'
+        '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 elsewhere'
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -41,13 +41,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in checkpoints that need it: only for files whose makers you trust',
+        help='run the code in checkpoints that need it: only for files from sources that you trust',
     )
     parser.add_argument(
         '--device',
-        choices=['auto', 'cuda', 'cpu'],
         default='auto',
-        help='auto: the GPU if there is one; cuda: stop if there is none (default: auto)',
+        metavar='DEV',
+        help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
     )
     parser.add_argument(
         '--launcher',
@@ -66,14 +66,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
+    """Run the tool and return its exit code."""
     args = parse_args()
     # Threads that wait by spinning for long are several times slower as soon as they share their cores with other
     # work; threads that sleep at once lose a fifth on idle cores. A short spin is good at both.
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '20000')
     if args.device == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # before anything asks torch for a GPU
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # hide GPUs before torch looks for them
     from swinv2_mm.engine.launch import train
 
     return train(**vars(args))

@@ -1,4 +1,4 @@
-"""Finding the backbone's weights in whatever a checkpoint file holds."""
+"""Find the weights of the backbone in the content of a checkpoint file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from swinv2_mm.checkpoints.layouts import LAYOUTS, OTHER_MODELS, layout_by_name
 from swinv2_mm.checkpoints.table import Layout, matches_layout
 
 _CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'state_dict_ema', 'model_ema')
-_ROOT = 'patch_embed.proj'
-"""What every backbone has: the place of its name in a key tells the prefix of all the others."""
+_ROOT = 'patch_embed.proj'  # in every backbone: its key tells the prefix
 
 
 @dataclass(frozen=True)
@@ -23,10 +22,10 @@ class Found:
     """Backbone weights within a file.
 
     Attributes:
-        layout: How they are named.
-        prefix: What their names begin with, such as `'backbone.'`.
+        layout: Their layout.
+        prefix: The prefix of their names, such as `'backbone.'`.
         state: The weights, by names without the prefix.
-        outside: Names in the file that do not begin with the prefix.
+        outside: Names in the file without the prefix.
     """
 
     layout: Layout
@@ -36,14 +35,10 @@ class Found:
 
 
 def unwrap(content: Any, where: str) -> dict[str, Tensor]:
-    """Returns the tensors of a checkpoint by name, out of the dict in which training scripts wrap them.
-
-    Args:
-        content: What the file holds.
-        where: Name of the file, for messages.
+    """Return the tensors in the content of a file by name, out of the dict in which training scripts wrap them.
 
     Raises:
-        CheckpointError: There are none.
+        CheckpointError: If there are none; the message begins with `where`.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -66,16 +61,16 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
 def find_backbone(
     state: Mapping[str, Tensor], where: str, prefix: str | None = None, layout: str | None = None
 ) -> Found:
-    """Recognises the layout of the SwinV2 backbone within a state dict.
+    """Find the SwinV2 backbone in a state dict, and its layout.
 
     Args:
         state: Tensors by name.
         where: Name of the file, for messages.
-        prefix: What the backbone's names begin with; default: found out.
-        layout: Name of the layout; default: found out.
+        prefix: The prefix of the backbone's names; default: any.
+        layout: Name of the layout; default: any.
 
     Raises:
-        CheckpointError: There is no SwinV2 backbone, or there are several.
+        CheckpointError: If there is no SwinV2 backbone, or more than one.
     """
     if prefix and not prefix.endswith('.'):
         prefix += '.'

@@ -1,4 +1,4 @@
-"""What a load did, in one table."""
+"""The report of a load, as one table."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _SHOWN = 6
 
 @dataclass
 class LoadReport:
-    """Every tensor of the file and of the model, the one of windows apart, is on one of these lists.
+    """What was done with every tensor of the file and of the model, except that of windows.
 
     Attributes:
-        source: The checkpoint, as the user wrote it.
-        layout: How its weights are named.
-        prefix: What their names begin with.
-        windows: The windows it was trained at; None if nothing tells.
+        source: The address of the checkpoint.
+        layout: Its layout.
+        prefix: The prefix of its names.
+        windows: The windows it was trained at; `None` if unknown.
         model_windows: The windows of the model.
-        position_windows: The windows that the model now divides coordinates by.
+        position_windows: The windows that the model divides coordinates by after the load.
         loaded: Our names of what was loaded.
         dropped: Their names of what was left out on purpose, by reason.
-        fresh: Our names of output norms and offset networks that the file cannot know: they keep their initial values.
-        missing: Our names of what the model has and the file has not.
-        unexpected: What the model has no place for, with the reason: our names, or theirs where we have none.
+        fresh: Our names of output norms and offset networks that the file lacks: they keep their initial values.
+        missing: Our names of other tensors that the file lacks.
+        unexpected: Our names, or theirs, of tensors without a place in the model, with the reason.
         mismatched: Our name, shape in the file and shape in the model.
         not_finite: Our names of tensors with NaN or infinite values.
-        allowed: Our names of what is wrong in one of these ways, but allowed.
+        allowed: Our names from the last four lists that were allowed.
     """
 
     source: str
@@ -50,18 +50,18 @@ class LoadReport:
     allowed: list[str] = field(default_factory=list)
 
     def drop(self, reason: str, key: str) -> None:
-        """Notes that `key` is left out on purpose."""
+        """Add `key` to what is left out on purpose."""
         self.dropped.setdefault(reason, []).append(key)
 
     def allow(self, patterns: Sequence[str]) -> None:
-        """Moves what is wrong, but allowed by name, to `allowed`.
+        """Move problems whose names match to `allowed`.
 
         Args:
             patterns: Regular expressions for the beginning of names.
 
         Raises:
-            CheckpointError: A pattern allows nothing, which mostly is a slip of the pen, or is no regular expression.
-            TypeError: `patterns` is a single string.
+            CheckpointError: If a pattern matches nothing, or is not a regular expression.
+            TypeError: If `patterns` is a single string.
         """
         if isinstance(patterns, str):
             raise TypeError(f'allow is {patterns!r}: expected a list of regular expressions')
@@ -72,7 +72,7 @@ class LoadReport:
                 names = [key for kind in problems for key in kind if matches_any([pattern], key)]
             except re.error as error:
                 raise CheckpointError(
-                    f'allow={pattern!r} is no regular expression: {error}'
+                    f'allow={pattern!r} is not a regular expression: {error}'
                 ) from error
             if not names:
                 raise CheckpointError(
@@ -80,7 +80,7 @@ class LoadReport:
                     f'finite: remove it\n{self.table()}'
                 )
             for kind in problems:
-                for key in [key for key in kind if key in names]:
+                for key in set(kind).intersection(names):
                     if isinstance(kind, dict):
                         del kind[key]
                     else:
@@ -89,49 +89,43 @@ class LoadReport:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, in words."""
-        shapes = [
+        """What is wrong, for messages."""
+        found = {
+            'missing': self.missing,
+            'of another shape': self._shapes,
+            'without a place in the model': list(self.unexpected),
+            'NaN or infinite': self.not_finite,
+        }
+        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found.items() if keys]
+
+    @property
+    def _shapes(self) -> list[str]:
+        return [
             f'{key} {theirs} instead of {ours}' for key, (theirs, ours) in self.mismatched.items()
         ]
-        found = (
-            ('missing', self.missing),
-            ('of another shape', shapes),
-            ('without a place in the model', list(self.unexpected)),
-            ('NaN or infinite', self.not_finite),
-        )
-        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found if keys]
 
     def table(self) -> str:
-        """Returns the report as lines of text."""
+        """Return the report as lines of text."""
         trained = str(self.windows) if self.windows else 'not stated'
         if self.model_windows:
             trained += f'; the model runs at {describe_windows(self.model_windows)}'
             if self.position_windows:
                 trained += f', normalised by {describe_windows(self.position_windows)}'
-        rows = [
-            ('layout', self.layout + (f', prefix {self.prefix!r}' if self.prefix else '')),
-            ('trained at window', trained),
-            ('loaded', f'{len(self.loaded)} tensors'),
-            *((f'dropped: {why}', _count(keys)) for why, keys in self.dropped.items()),
-            ('newly initialised', _count(self.fresh)),
-            ('missing', _count(self.missing)),
-            ('unexpected', _count([f'{key} ({why})' for key, why in self.unexpected.items()])),
-            (
-                'shape mismatch',
-                _count(
-                    [
-                        f'{key} {theirs} in the file, {ours} in the model'
-                        for key, (theirs, ours) in self.mismatched.items()
-                    ]
-                ),
-            ),
-            ('NaN or infinite', _count(self.not_finite)),
-            ('allowed by name', _count(self.allowed)),
-        ]
-        width = max(len(name) for name, _ in rows)
-        return '\n'.join(
-            [f'checkpoint {self.source}', *(f'  {name:<{width}}  {text}' for name, text in rows)]
-        )
+        rows = {
+            'layout': self.layout + (f', prefix {self.prefix!r}' if self.prefix else ''),
+            'trained at window': trained,
+            'loaded': f'{len(self.loaded)} tensors',
+            **{f'dropped: {why}': _count(keys) for why, keys in self.dropped.items()},
+            'newly initialised': _count(self.fresh),
+            'missing': _count(self.missing),
+            'unexpected': _count([f'{key} ({why})' for key, why in self.unexpected.items()]),
+            'shape mismatch': _count(self._shapes),
+            'NaN or infinite': _count(self.not_finite),
+            'allowed by name': _count(self.allowed),
+        }
+        width = max(map(len, rows))
+        lines = [f'  {name:<{width}}  {text}' for name, text in rows.items()]
+        return '\n'.join([f'checkpoint {self.source}', *lines])
 
 
 def _some(keys: Sequence[str]) -> str:

@@ -1,22 +1,26 @@
 """From the address of a checkpoint to a file on this machine.
 
-Addresses: a path, `https://...`, `timm://NAME`, `hf://OWNER/NAME[/FILE][@REVISION]`, `torchvision://NAME`, and the
-`openmmlab://NAME` and `mmcls://NAME` of mmengine.
+Addresses: a path, `https://...`, `timm://NAME`, `hf://OWNER/NAME[/FILE][@REVISION]`, `torchvision://NAME`, `s3://...`,
+and the `openmmlab://NAME` and `mmcls://NAME` of mmengine.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 import torch
+from mmengine.dist import barrier, get_rank, is_distributed
+from mmengine.fileio import get_file_backend
 
 from swinv2_mm.checkpoints.errors import CheckpointError, CheckpointUnavailableError
 from swinv2_mm.checkpoints.safe_load import is_cut_off
@@ -30,53 +34,43 @@ T = TypeVar('T')
 
 @dataclass(frozen=True)
 class LocalCheckpoint:
-    """A checkpoint that is on this machine.
+    """A checkpoint on this machine.
 
     Attributes:
         path: The file.
-        address: What the user wrote.
-        name: The name that its makers gave it.
-        config: What a `config.json` that came with it says.
+        name: The name of the model, or of the file.
+        config: Content of the `config.json` beside it.
     """
 
     path: Path
-    address: str
     name: str
     config: Mapping[str, Any] | None = None
 
 
 def fetch_checkpoint(address: str | Path) -> LocalCheckpoint:
-    """Finds a checkpoint, and downloads it if it is elsewhere. The first of several processes goes ahead.
+    """Find a checkpoint, and download it if it is not a file. The first of several processes downloads.
 
     Raises:
-        CheckpointUnavailableError: There is no such file, or it cannot be downloaded.
-        CheckpointError: The address is malformed.
+        CheckpointUnavailableError: If the file does not exist or cannot be downloaded.
+        CheckpointError: If the address is malformed.
     """
     text = str(address)
     scheme, separator, rest = text.partition('://')
     if not separator or os.path.isfile(text):
         return _local(text)
-    if on_hub := _HUB_URL.fullmatch(text):
-        # By its address alone, every `model.safetensors` would be the same file in the cache of torch.
-        owner, name, revision, file = on_hub.groups()
-        return _first_rank_first(lambda: _from_hub(f'{owner}/{name}/{file}@{revision}', text))
-    if scheme in ('http', 'https'):
-        return _first_rank_first(lambda: _from_url(text, text))
     if scheme == 'file':
         return _local(url2pathname(urlparse(text).path))
-    if scheme == 'timm':
-        return _first_rank_first(lambda: _from_timm(rest, text))
-    if scheme in ('hf', 'hf-hub'):
-        return _first_rank_first(lambda: _from_hub(rest, text))
-    if scheme in _TABLES:
-        return _first_rank_first(lambda: _from_table(scheme, rest, text))
-    known = ', '.join(f'{name}://' for name in ('https', 'timm', 'hf', *_TABLES))
-    raise CheckpointError(f'{text}: unknown kind of address; expected a file or one of {known}')
+    if scheme.rpartition(':')[2] in ('s3', 'petrel'):
+        return _from_store(text)
+    if scheme not in _FETCHERS:
+        known = ', '.join(f'{name}://' for name in (*_FETCHERS, 's3'))
+        raise CheckpointError(f'{text}: unknown kind of address; expected a file or one of {known}')
+    return _first_rank_first(lambda: _FETCHERS[scheme](rest, text))
 
 
 def _local(text: str) -> LocalCheckpoint:
     path = Path(text).expanduser()
-    if path.is_dir():  # a model folder as transformers and timm write it
+    if path.is_dir():  # a model folder of transformers or timm
         inside = [path / name for name in _HF_FILES if (path / name).is_file()]
         if not inside:
             raise CheckpointUnavailableError(
@@ -85,9 +79,8 @@ def _local(text: str) -> LocalCheckpoint:
         path = inside[0]
     if not path.is_file():
         raise CheckpointUnavailableError(f'the checkpoint {path} does not exist')
-    beside = path.parent / 'config.json'
-    config = _read_json(beside) if path.name in _HF_FILES and beside.is_file() else None
-    return LocalCheckpoint(path, text, path.name, config)
+    config = _read_json(path.parent / 'config.json') if path.name in _HF_FILES else None
+    return LocalCheckpoint(path, path.name, config)
 
 
 def _read_json(path: Path) -> Mapping[str, Any] | None:
@@ -98,8 +91,35 @@ def _read_json(path: Path) -> Mapping[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _from_url(url: str, address: str) -> LocalCheckpoint:
-    """Downloads to where torch and mmengine keep such files, so that none of them does it twice."""
+def _from_store(address: str) -> LocalCheckpoint:
+    """Read from an object store through mmengine's backend; the copy exists as long as this process."""
+    name = os.path.basename(address)
+    target = Path(tempfile.mkdtemp(dir=_temporary_folder().name)) / name
+    try:
+        # The backend that mmengine's own loader takes.
+        backend = get_file_backend(address, backend_args={'backend': 'petrel'})
+        target.write_bytes(backend.get(address))
+    except Exception as error:
+        raise CheckpointUnavailableError(f'cannot read {address} ({_short(error)})') from error
+    return LocalCheckpoint(target, name)
+
+
+@functools.cache
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix='swinv2_mm')
+
+
+def _from_web(rest: str, address: str) -> LocalCheckpoint:
+    on_hub = _HUB_URL.fullmatch(address)
+    if on_hub is None:
+        return _download(address, address)
+    # torch's cache would take every `model.safetensors` for the same file.
+    owner, name, revision, file = on_hub.groups()
+    return _from_hub(f'{owner}/{name}/{file}@{revision}', address)
+
+
+def _download(url: str, address: str) -> LocalCheckpoint:
+    """Download to the folder of `torch.hub`, which mmengine uses as well."""
     name = os.path.basename(urlparse(url).path)
     if not name:
         raise CheckpointError(f'{address} names no file')
@@ -107,7 +127,7 @@ def _from_url(url: str, address: str) -> LocalCheckpoint:
     if not target.is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            # It writes to a temporary name first: a broken download leaves nothing behind.
+            # Writes to a temporary name first: a broken download leaves nothing behind.
             torch.hub.download_url_to_file(url, str(target), progress=os.isatty(2))
             if is_cut_off(target):  # torch takes a connection that ends for the end of the file
                 size = target.stat().st_size
@@ -118,7 +138,7 @@ def _from_url(url: str, address: str) -> LocalCheckpoint:
                 f'cannot download {name} ({_short(error)}). Get it from {url} on a machine with network and put it at '
                 f'{target}, or name your copy instead of {address}.'
             ) from error
-    return LocalCheckpoint(target, address, name)
+    return LocalCheckpoint(target, name)
 
 
 def _from_hub(rest: str, address: str) -> LocalCheckpoint:
@@ -129,41 +149,34 @@ def _from_hub(rest: str, address: str) -> LocalCheckpoint:
         raise CheckpointError(
             f'{address}: expected hf://OWNER/NAME, optionally with /FILE and @REVISION'
         )
-    repo = f'{owner}/{model}'
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from timm.models import _hub  # its name and version are sent with the request
 
-    path = None
-    for name in (file,) if file else _HF_FILES:
+    repo = f'{owner}/{model}'
+    at_revision = f'{repo}@{revision}' if revision else repo
+    files = (file,) if file else _HF_FILES
+    for name in files:
         try:
-            path = _hub_file(repo, name, revision)
+            path = Path(_hub.download_from_hf(at_revision, name))
             break
-        except EntryNotFoundError as error:
-            # The hub does not have it; or, offline, nobody knows.
-            if isinstance(error, LocalEntryNotFoundError):
-                raise CheckpointUnavailableError(
-                    _hub_message(repo, name, revision, address, error)
-                ) from error
         except Exception as error:
+            # Offline, `LocalEntryNotFoundError` does not say whether the file exists.
+            if isinstance(error, EntryNotFoundError) and not isinstance(
+                error, LocalEntryNotFoundError
+            ):
+                continue
             raise CheckpointUnavailableError(
                 _hub_message(repo, name, revision, address, error)
             ) from error
-    if path is None:
+    else:
         raise CheckpointUnavailableError(
-            f'{address}: {repo} on the Hugging Face hub holds none of {", ".join((file,) if file else _HF_FILES)}'
+            f'{address}: {repo} on the Hugging Face hub holds none of {", ".join(files)}'
         )
     try:
-        config = _read_json(_hub_file(repo, 'config.json', revision))
-    except (
-        Exception
-    ):  # a repository of weights alone, or offline: the weights may tell the window themselves
+        config = _read_json(Path(_hub.download_from_hf(at_revision, 'config.json')))
+    except Exception:  # there is none, or it cannot be downloaded: the weights may tell the window
         config = None
-    return LocalCheckpoint(path, address, model, config)
-
-
-def _hub_file(repo: str, name: str, revision: str) -> Path:
-    from timm.models import _hub  # timm's, for both: its name and version go with the request
-
-    return Path(_hub.download_from_hf(f'{repo}@{revision}' if revision else repo, name))
+    return LocalCheckpoint(path, model, config)
 
 
 def _hub_message(repo: str, file: str, revision: str, address: str, error: Exception) -> str:
@@ -188,54 +201,45 @@ def _from_timm(name: str, address: str) -> LocalCheckpoint:
         )
     if cfg.hf_hub_id:
         file = f'/{cfg.hf_hub_filename}' if cfg.hf_hub_filename else ''
-        found = _from_hub(f'{cfg.hf_hub_id}{file}', address)
-    elif cfg.url:
-        found = _from_url(str(cfg.url), address)
+        return replace(_from_hub(f'{cfg.hf_hub_id}{file}', address), name=name)
+    if cfg.url:
+        return replace(_download(str(cfg.url), address), name=name)
+    raise CheckpointError(f'timm has no weights for {name}')
+
+
+def _from_openmmlab(name: str, address: str) -> LocalCheckpoint:
+    """Look the name up in the tables of mmengine."""
+    from mmengine.runner import checkpoint as tables
+
+    scheme = address.partition('://')[0]
+    if scheme in ('torchvision', 'modelzoo'):
+        urls = tables.get_torchvision_models()
+    elif scheme == 'mmcls':
+        urls = tables.get_mmcls_models()
     else:
-        raise CheckpointError(f'timm has no weights for {name}')
-    return LocalCheckpoint(found.path, address, name, found.config)
+        urls = tables.get_external_models()
+        name = tables.get_deprecated_model_names().get(name, name)
+    if name not in urls:
+        raise CheckpointError(f'{address}: {scheme}:// knows no {name!r}')
+    if not urls[name].startswith(('http://', 'https://')):
+        return _local(os.path.join(tables._get_mmengine_home(), urls[name]))
+    return _download(urls[name], address)
 
 
-def _torchvision_urls() -> Mapping[str, str]:
-    from mmengine.runner.checkpoint import get_torchvision_models
-
-    return get_torchvision_models()
-
-
-def _openmmlab_urls() -> Mapping[str, str]:
-    from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
-
-    urls = dict(get_external_models())
-    renamed = {old: urls[new] for old, new in get_deprecated_model_names().items() if new in urls}
-    return {**renamed, **urls}
-
-
-def _mmcls_urls() -> Mapping[str, str]:
-    from mmengine.runner.checkpoint import get_mmcls_models
-
-    return get_mmcls_models()
-
-
-_TABLES: dict[str, Callable[[], Mapping[str, str]]] = {
-    'torchvision': _torchvision_urls,
-    'modelzoo': _torchvision_urls,
-    'openmmlab': _openmmlab_urls,
-    'open-mmlab': _openmmlab_urls,
-    'mmcls': _mmcls_urls,
+_FETCHERS: dict[str, Callable[[str, str], LocalCheckpoint]] = {
+    'https': _from_web,
+    'http': _from_web,
+    'timm': _from_timm,
+    'hf': _from_hub,
+    'hf-hub': _from_hub,
+    **dict.fromkeys(
+        ('torchvision', 'modelzoo', 'openmmlab', 'open-mmlab', 'mmcls'), _from_openmmlab
+    ),
 }
 
 
-def _from_table(scheme: str, name: str, address: str) -> LocalCheckpoint:
-    urls = _TABLES[scheme]()
-    if name not in urls:
-        raise CheckpointError(f'{address}: {scheme}:// knows no {name!r}')
-    return _from_url(urls[name], address)
-
-
 def _first_rank_first(fetch: Callable[[], T]) -> T:
-    """Lets one process download while the others wait, and then all find the file."""
-    from mmengine.dist import barrier, get_rank, is_distributed
-
+    """Let one process download while the others wait, and then all find the file."""
     if not is_distributed():
         return fetch()
     found: T | None = None

@@ -1,7 +1,7 @@
-"""How a layout table is written, and what carries tensors from one side of it to the other.
+"""How a layout table is written, and how tensors are converted by it.
 
-A table has one row for each group of tensors: our names on the left, theirs on the right. Every row reads in both
-directions, so the way back is never written down.
+A table has one row for each group of tensors: our names on the left, theirs on the right. Rows are read in both
+directions.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-NAMES = str | tuple[str | None, ...]
-
-
-@dataclass(frozen=True)
-class Change:
-    """How the numbers of a tensor of ours differ from those of theirs.
-
-    Attributes:
-        to_ours: Makes ours of theirs.
-        to_theirs: Makes theirs of ours.
-    """
-
-    to_ours: Callable[[Tensor], Tensor]
-    to_theirs: Callable[[Tensor], Tensor]
+Names = tuple[str | None, ...]
+Change = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of a layout table.
 
-    A name is that of a tensor or of a module, which stands for all tensors in it. It may contain `{s}` for the
-    stage, `{b}` for the block, `{next}` for the stage after, and `{body}` and `{down}` for the positions of a stage's
-    blocks and of the downsampling behind them in a flat sequence that begins with the patch embedding.
+    A name is that of a tensor, or of a module for all tensors in it. It may contain `{s}` for the stage, `{b}` for the
+    block, `{next}` for the next stage, and `{body}` and `{down}` for the positions of a stage's blocks and of the
+    downsampling behind them in a flat sequence that begins with the patch embedding.
 
-    Both sides hold the same numbers, joined along the first axis: with one name on the left and three on the right,
-    theirs are the three parts of ours. None stands for a part that is all zeros and not stored.
+    Both sides hold the same numbers, concatenated along the first axis: with one name on the left and three on the
+    right, theirs are the three parts of ours. `None` is a part that is all zeros and not stored.
 
     Attributes:
-        ours: Our name, or a tuple of names.
-        theirs: Their name, or a tuple of names.
-        columns: How the columns (the last axis) of a matrix or vector are ordered in ours and in theirs, as two words
-            whose letters name the axes from slow to fast; `h` and `w` have two entries, `c` the rest.
-        change: How the numbers differ, if they do.
+        ours: Our names.
+        theirs: Their names.
+        change: Functions from the numbers of theirs to ours and back.
     """
 
-    ours: NAMES
-    theirs: NAMES
-    columns: tuple[str, str] | None = None
-    change: Change | None = None
+    ours: Names
+    theirs: Names
+    change: tuple[Change, Change] | None = None
+
+
+def rows(
+    names: Iterable[str],
+    renamed: Mapping[str, str] = {},  # noqa: B006  never changed
+    change: tuple[Change, Change] | None = None,
+) -> tuple[Row, ...]:
+    """Return a row for each of our names; theirs has the parts in `renamed` replaced, in this order."""
+    table = []
+    for ours in names:
+        theirs = ours
+        for old, new in renamed.items():
+            theirs = theirs.replace(old, new)
+        table.append(Row((ours,), (theirs,), change))
+    return tuple(table)
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,13 @@ class Layout:
 
     Attributes:
         name: What the layout is called on the command line and in reports.
-        rows: The table.
-        otherwise: Rows for models that have another tensor in place of the one in `rows`: they read the same tensor of
-            theirs into it, and write it where `rows` say nothing.
+        rows: The table. Of two rows with the same name, the first one counts.
+        otherwise: Rows for models that have another tensor in place of the one in `rows`.
         present: Regular expressions that each match at least one name of such a file.
         absent: Regular expressions that match none.
-        heads: Names, as regular expressions, of what such a file holds beyond the backbone.
-        container: Key under which the library's files keep the weights; None if they are at the top.
-        family: Which backbones these weights are for.
+        heads: Regular expressions for names outside the backbone.
+        container: Key under which the library's files keep the weights; `None` if they are at the top.
+        family: The `checkpoint_family` of the backbones these weights are for.
         writable: Whether files can be converted to this layout.
     """
 
@@ -82,15 +81,13 @@ class Layout:
     writable: bool = True
 
     def their_name(self, ours: str) -> str:
-        """Returns their name of something that a row of its own renames.
+        """Return their name of something that has a row of its own."""
+        return next(str(row.theirs[0]) for row in self.rows if row.ours == (ours,))
 
-        Raises:
-            KeyError: There is no such row.
-        """
-        for row in self.rows:
-            if row.ours == ours and isinstance(row.theirs, str):
-                return row.theirs
-        raise KeyError(ours)
+    def matches(self, names: Collection[str]) -> bool:
+        """Return whether `names` are those of a file in this layout."""
+        found = [any(re.search(mark, name) for name in names) for mark in self.present]
+        return all(found) and not any(re.search(mark, name) for mark in self.absent for name in names)
 
 
 @dataclass(frozen=True)
@@ -98,68 +95,59 @@ class Recipe:
     """How to make one tensor from tensors of the other layout.
 
     Attributes:
-        sources: Names to join along the first axis; None for zeros.
-        index: Which of the parts of the join the tensor is.
-        num_parts: Into how many equal parts the join is cut.
-        columns: As in `Row`, in the order from, to.
-        change: What is done to the result.
+        sources: Names to concatenate along the first axis; `None` for zeros.
+        index: The part of the result that the tensor is.
+        num_parts: The number of equal parts that the result is cut into.
+        change: Function of the result.
     """
 
-    sources: tuple[str | None, ...]
-    index: int = 0
-    num_parts: int = 1
-    columns: tuple[str, str] | None = None
-    change: Callable[[Tensor], Tensor] | None = None
+    sources: Names
+    index: int
+    num_parts: int
+    change: Change | None
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def names(self) -> list[str]:
         """The tensors needed."""
-        return tuple(name for name in self.sources if name is not None)
+        return [name for name in self.sources if name is not None]
 
-    def make(self, get: Callable[[str], Tensor]) -> Tensor:
-        """Makes the tensor.
-
-        Args:
-            get: Returns a source by its name.
+    def make(self, state: Mapping[str, Tensor]) -> Tensor:
+        """Make the tensor from those of `state`.
 
         Raises:
-            ValueError: The join cannot be cut into equal parts or its columns not be reordered.
+            ValueError: If their shapes do not allow it.
         """
-        parts = [None if name is None else get(name) for name in self.sources]
-        like = next(part for part in parts if part is not None)
-        filled = [torch.zeros_like(like) if part is None else part for part in parts]
-        joined = filled[0] if len(filled) == 1 else torch.cat(filled)
-        if self.num_parts > 1:
-            if joined.dim() == 0 or joined.shape[0] % self.num_parts:
-                raise ValueError(
-                    f'{", ".join(self.names)} of shape {tuple(joined.shape)} should consist of '
-                    f'{self.num_parts} equal parts'
-                )
-            joined = joined.chunk(self.num_parts)[self.index]
-        if self.columns is not None:
-            joined = _reorder(joined, self.columns, self.names)
-        return joined if self.change is None else self.change(joined)
+        joined = like = state[self.names[0]]
+        try:
+            if len(self.sources) > 1:
+                zeros = torch.zeros_like(like)
+                joined = torch.cat([zeros if name is None else state[name] for name in self.sources])
+            if self.num_parts > 1:
+                joined = joined.unflatten(0, (self.num_parts, -1))[self.index]
+            return joined if self.change is None else self.change(joined)
+        except (RuntimeError, IndexError) as error:
+            raise ValueError(f'{", ".join(self.names)} of shape {tuple(like.shape)}: {error}') from error
 
 
 @dataclass
 class Translation:
-    """What a table makes of the names of a file.
+    """The names of a file in the other layout.
 
     Attributes:
         recipes: For each name of the other layout, how to make it.
-        unknown: Names that no row mentions.
-        incomplete: Names that are of no use since another part of the same row is lacking, with the names lacking.
+        unknown: Names without a row.
+        incomplete: Names whose row lacks another part in the file, with the names that are lacking.
     """
 
     recipes: dict[str, Recipe] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
-    incomplete: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    incomplete: dict[str, list[str]] = field(default_factory=dict)
 
 
 def translate(
     keys: Iterable[str], layout: Layout, to_ours: bool, wanted: Collection[str] = ()
 ) -> Translation:
-    """Reads a table in one direction.
+    """Translate names by a table.
 
     Args:
         keys: Names of tensors, of `layout` or ours.
@@ -167,107 +155,54 @@ def translate(
         to_ours: Whether `keys` are theirs and ours are wanted, or the other way round.
         wanted: Names of the model, which choose among the rows `otherwise`.
     """
-    keys = list(keys)
-    known = set(keys)
-    rows = _expand(layout, keys, to_ours, wanted)
+    known = dict.fromkeys(keys)
+    found = _expand(layout, known, to_ours, wanted)
     result = Translation()
-    for key in keys:
-        row, leaf = rows.get(key), ''
-        if row is None:
-            module, _, last = key.rpartition('.')
-            row, leaf = rows.get(module), f'.{last}'
-        if row is None:
+    for key in known:
+        module, dot, last = (key, '', '') if key in found else key.rpartition('.')
+        if module not in found:
             result.unknown.append(key)
             continue
-        sources, targets, columns, change = row
-        names = tuple(None if name is None else name + leaf for name in sources)
-        lacking = tuple(name for name in names if name is not None and name not in known)
-        if lacking:
+        leaf = dot + last
+        sources, targets, change = found[module]
+        names = tuple(name and name + leaf for name in sources)
+        if lacking := [name for name in names if name is not None and name not in known]:
             result.incomplete[key] = lacking
             continue
         for index, target in enumerate(targets):
             if target is not None:
-                result.recipes[target + leaf] = Recipe(names, index, len(targets), columns, change)
+                result.recipes[target + leaf] = Recipe(names, index, len(targets), change)
     return result
 
 
-_ConcreteRow = tuple[
-    tuple[str | None, ...],
-    tuple[str | None, ...],
-    tuple[str, str] | None,
-    Callable[[Tensor], Tensor] | None,
-]
-
-
 def _expand(
-    layout: Layout, keys: list[str], to_ours: bool, wanted: Collection[str]
-) -> dict[str, _ConcreteRow]:
-    """Writes the rows out for the stages and blocks that occur; finds them by the names on the side of `keys`."""
-    places = _places(keys)
-    found: dict[str, _ConcreteRow] = {}
+    layout: Layout, keys: Iterable[str], to_ours: bool, wanted: Collection[str]
+) -> dict[str, tuple[Names, Names, Change | None]]:
+    """Write the rows out for the stages and blocks that occur; find them by the names on the side of `keys`."""
+    places = {(0, 0)}
+    for key in keys:
+        # The first number may be any of those of `fill`. Not all up to the largest: there may be a `head.9999.weight`.
+        numbers = [int(number) for number in re.findall(r'(?<!\d)\d{1,6}(?!\d)', key)[:2]]
+        first, second = (*numbers, 0, 0)[:2]
+        stages = (first, first - 1, (first - 1) // 2, (first - 2) // 2)
+        places.update((stage, second) for stage in stages if stage >= 0)
+    found = {}
     for row in (*layout.rows, *layout.otherwise):
-        names = _as_tuple(row.ours), _as_tuple(row.theirs)
-        columns = row.columns
-        change = None if row.change is None else row.change.to_theirs
-        if to_ours:
-            names = names[1], names[0]
-            columns = columns and (columns[1], columns[0])
-            change = None if row.change is None else row.change.to_ours
-        for stage, block in places:
-            sources, targets = (
-                tuple(name and fill(name, stage, block) for name in side) for side in names
-            )
+        sides = (row.theirs, row.ours) if to_ours else (row.ours, row.theirs)
+        change = row.change and row.change[0 if to_ours else 1]
+        for place in places:
+            sources, targets = (tuple(name and fill(name, *place) for name in side) for side in sides)
             for name in sources:
                 if name is not None and (name not in found or any(to in wanted for to in targets)):
-                    found[name] = (sources, targets, columns, change)
+                    found[name] = (sources, targets, change)
     return found
 
 
-def _places(keys: Iterable[str]) -> set[tuple[int, int]]:
-    """Returns every stage and block that a name may be of: its first number, as any of the numbers of `fill`; its next.
-
-    Not all numbers up to the largest: a file may hold `head.9999.weight`.
-    """
-    places = {(0, 0)}
-    for key in keys:
-        first, second, *_ = [
-            *(int(number) for number in re.findall(r'(?<!\d)\d{1,6}(?!\d)', key)[:2]),
-            0,
-            0,
-        ]
-        stages = (first, first - 1, (first - 1) // 2, (first - 2) // 2)
-        places.update((stage, second) for stage in stages if stage >= 0)
-    return places
-
-
 def fill(name: str, stage: int = 0, block: int = 0) -> str:
-    """Puts numbers into a name of a table."""
+    """Put numbers into a name of a table."""
     return name.format(s=stage, b=block, next=stage + 1, body=2 * stage + 1, down=2 * stage + 2)
 
 
-def _as_tuple(names: NAMES) -> tuple[str | None, ...]:
-    return (names,) if isinstance(names, str) else names
-
-
-def _reorder(matrix: Tensor, columns: tuple[str, str], names: tuple[str, ...]) -> Tensor:
-    source, target = columns
-    sizes = {'h': 2, 'w': 2, 'c': matrix.shape[-1] // 4}
-    if matrix.dim() not in (1, 2) or matrix.shape[-1] % 4:
-        raise ValueError(
-            f'{", ".join(names)} of shape {tuple(matrix.shape)} should be a matrix whose columns belong to 2 x 2 tokens'
-        )
-    rows = range(matrix.dim() - 1)
-    split = matrix.unflatten(-1, [sizes[axis] for axis in source])
-    return split.permute(*rows, *(len(rows) + source.index(axis) for axis in target)).flatten(-3)
-
-
 def matches_any(patterns: Iterable[str], key: str) -> bool:
-    """Says whether one of some regular expressions matches the beginning of `key`."""
+    """Return whether a regular expression matches the beginning of `key`."""
     return any(re.match(pattern, key) for pattern in patterns)
-
-
-def matches_layout(layout: Layout, state: Mapping[str, object]) -> bool:
-    """Says whether the names of `state` are those of a layout."""
-    return all(any(re.search(mark, key) for key in state) for mark in layout.present) and not any(
-        re.search(mark, key) for mark in layout.absent for key in state
-    )

@@ -1,8 +1,7 @@
-"""At which window were the weights trained? Reading it off the file, or off what lies beside it.
+"""The windows that weights were trained at: read from the file or beside it, and compared with the config.
 
-The position bias of SwinV2 is an MLP of relative coordinates, in units of the training window. Two windows are told
-apart here: the one attention ran in, and the one the coordinates were divided by. They differ in files that were
-fine-tuned at a larger window (`window12to16`), and only the second matters to whoever loads them.
+The position bias of SwinV2 is an MLP of relative coordinates, divided by the size of the training window. In files that
+were fine-tuned at a larger window (`window12to16`), that is the first window, not the one attention ran in.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from swinv2_mm.checkpoints.layouts import WINDOWS_KEY
 from swinv2_mm.checkpoints.table import Layout, fill
 
 Pair = tuple[int, int]
+Configured = tuple[Pair, ...] | Literal['auto']
 _PATCH = 4
 _ATTENTION = 'layers.{s}.blocks.{b}.attn.'
 _NAME = re.compile(r'window(\d+)(?:to\d+)?[_-](\d+)(?:to\d+)?')
@@ -32,8 +32,8 @@ class SourceWindows:
 
     Attributes:
         windows: `(height, width)` in tokens, one per stage.
-        evidence: Where they were read, in words.
-        is_certain: Whether the weights themselves say so, not just the name of a file.
+        evidence: Where they were read, for messages.
+        is_certain: Whether they were read from the weights, not from the name of a file.
     """
 
     windows: tuple[Pair, ...]
@@ -45,23 +45,19 @@ class SourceWindows:
 
 
 def describe_windows(windows: Sequence[Pair]) -> str:
-    """Returns windows as a config would write them."""
+    """Return windows as a config would write them."""
     return str([pair[0] if pair[0] == pair[1] else pair for pair in windows])
 
 
 def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows | None:
-    """Reads the windows off the tables in a state dict; None if there are none.
-
-    Args:
-        state: Tensors by name, without prefix.
-        layout: How they are named.
+    """Read the windows from the tables in a state dict without prefix; return `None` if it has none.
 
     Raises:
-        CheckpointError: A table is damaged.
+        CheckpointError: If a table is damaged.
     """
     if WINDOWS_KEY in state:
         return SourceWindows(as_pairs(state[WINDOWS_KEY]), f'its {WINDOWS_KEY}')
-    # The tables lie beside the temperature, which no layout renames.
+    # The tables have the prefix of the temperature, which all layouts call the same.
     scale = layout.their_name(_ATTENTION + 'logit_scale')
     beside = scale.removesuffix('logit_scale')
     windows: list[Pair] = []
@@ -82,13 +78,10 @@ def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows |
 
 
 def as_pairs(rows: Any) -> tuple[Pair, ...]:
-    """Returns rows of two numbers as pairs of integers.
-
-    Args:
-        rows: What a file holds as windows: a tensor `(stages, 2)`, or rows as json has them.
+    """Return the windows of a file, a tensor `(stages, 2)` or lists from json, as pairs of integers.
 
     Raises:
-        CheckpointError: They are no windows.
+        CheckpointError: If they are not windows.
     """
     if isinstance(rows, Tensor):
         rows = rows.tolist()
@@ -104,23 +97,14 @@ def as_pairs(rows: Any) -> tuple[Pair, ...]:
 
 
 def _is_size(side: Any) -> bool:
-    # Whoever halves the precision of a whole file makes numbers with a point of them.
+    # Files converted to half precision as a whole have floats here.
     return isinstance(side, (int, float)) and side >= 1 and float(side).is_integer()
 
 
 def _window_of_coords(table: Tensor) -> Pair:
-    """Solves equation 4 for the window it was normalised by.
-
-    Args:
-        table: `(1, 2 * Wh - 1, 2 * Ww - 1, 2)`.
-    """
-    sides = table.shape[1:3]
-    if (
-        table.dim() != 4
-        or not len(table)
-        or table.shape[-1] != 2
-        or not all(side % 2 for side in sides)
-    ):
+    """Solve equation 4 of the paper for the window in a table `(1, 2 * Wh - 1, 2 * Ww - 1, 2)`."""
+    odd = all(side % 2 for side in table.shape[1:3])
+    if table.dim() != 4 or not len(table) or table.shape[-1] != 2 or not odd:
         raise CheckpointError(
             f'relative_coords_table has shape {tuple(table.shape)}: expected (1, 2 * Wh - 1, 2 * Ww - 1, 2)'
         )
@@ -139,12 +123,9 @@ def _window_of_coords(table: Tensor) -> Pair:
 
 
 def _window_of_index(index: Tensor) -> Pair:
-    """Solves the index of token pairs for height and width.
+    """Solve an index of token pairs, `(N, N)` or `(N * N,)` with N = Wh * Ww, for height and width.
 
-    A window of N x 1 tokens has the same index as one of 1 x N, and is taken for that.
-
-    Args:
-        index: `(N, N)` or `(N * N,)` with N = Wh * Ww.
+    A window of N x 1 tokens has the same index as one of 1 x N, which is returned.
     """
     flat = index.reshape(-1).tolist()
     num_tokens = math.isqrt(len(flat))
@@ -152,8 +133,8 @@ def _window_of_index(index: Tensor) -> Pair:
         width = num_tokens // height
         if (height * width) ** 2 != len(flat):
             continue
-        # The first token as seen by itself, and the one at the end of its row: the wider window comes first here,
-        # since a narrower one would fit the beginning of a row, too.
+        # The first token relative to itself, and the last one of its row. Wider windows are tried first, since a
+        # narrower one fits the beginning of a row as well.
         itself = (height - 1) * (2 * width - 1) + width - 1
         if flat[0] == itself and flat[width - 1] == itself - (width - 1):
             return height, width
@@ -163,11 +144,10 @@ def _window_of_index(index: Tensor) -> Pair:
 
 
 def windows_of_name(name: str, num_stages: int = 4) -> SourceWindows | None:
-    """Reads the windows off a name such as `swinv2_base_patch4_window12to16_192to256_22kto1k_ft`.
+    """Read the windows from a name such as `swinv2_base_patch4_window12to16_192to256_22kto1k_ft`.
 
-    The first numbers count, those of the pre-training, in which the coordinates got their unit. Where the map of a
-    stage was smaller than the window, the window was the map. A second number that cannot be the side of an image, as
-    in `my_window8_2`, makes it another kind of name.
+    The first numbers are those of the pre-training. The window of a stage is at most its map. If the second number
+    cannot be the side of an image, as in `my_window8_2`, return `None`.
     """
     match = _NAME.search(name)
     if match is None:
@@ -179,7 +159,7 @@ def windows_of_name(name: str, num_stages: int = 4) -> SourceWindows | None:
 
 
 def windows_of_config(config: Mapping[str, Any], num_stages: int = 4) -> SourceWindows | None:
-    """Reads the windows off the `config.json` of a model of transformers or timm."""
+    """Read the windows from the `config.json` of a model of transformers or timm."""
     named = config.get('architecture')  # timm
     if isinstance(named, str):
         return windows_of_name(named, num_stages)
@@ -201,5 +181,57 @@ def _fit(window: int, image: int, patch: int, num_stages: int) -> tuple[Pair, ..
 
 
 def stored_windows(windows: Sequence[Pair]) -> Tensor:
-    """Returns windows as the tensor that our own files keep under `pretrained_window_sizes`."""
+    """Return windows as the tensor that our own files keep under `pretrained_window_sizes`."""
     return torch.tensor([list(pair) for pair in windows], dtype=torch.int64)
+
+
+def choose_windows(
+    configured: Configured,
+    own: Sequence[Pair],
+    windows: SourceWindows | None,
+    num_stages: int,
+    where: str,
+) -> tuple[Pair, ...]:
+    """Return the windows by which coordinates are divided once weights are loaded, one per entry of `own`.
+
+    Args:
+        configured: The windows of the weights in the config, 0 for the model's own.
+        own: The windows of the model, one per stage.
+        windows: The windows in the file.
+        num_stages: The number of stages that the model was built with.
+        where: Name of the file, for messages.
+
+    Raises:
+        CheckpointError: If file and config contradict each other, or neither has them.
+    """
+    if isinstance(configured, str):
+        if windows is None:
+            raise CheckpointError(
+                f'{where} does not tell at which window it was trained: set pretrained_window_sizes, e.g. to '
+                f'{describe_windows(own)}'
+            )
+        if len(windows.windows) < num_stages:
+            raise CheckpointError(
+                f'{where} was trained at windows {windows}, which are for {len(windows.windows)} stages; the model has '
+                f'{num_stages}'
+            )
+        return (*windows.windows, *own[len(windows.windows) :])[: len(own)]
+    stated = tuple(
+        (pair[0] or window[0], pair[1] or window[1]) for pair, window in zip(configured, own)
+    )
+    if windows is not None and windows.is_certain:  # files may be renamed
+        theirs = windows.windows[:num_stages]
+        if stated[: len(theirs)] != theirs:
+            raise CheckpointError(
+                f'the config says pretrained_window_sizes={describe_windows(stated)}, but {where} was trained at '
+                f"{describe_windows(theirs)} ({windows.evidence}): say 'auto', or what the file says"
+            )
+    return stated
+
+
+def adopt_stored_windows(
+    stored: Tensor, configured: Configured, own: Sequence[Pair], num_stages: int
+) -> tuple[Pair, ...]:
+    """Return the same for a state dict of ours, which keeps the windows as a tensor `(stages, 2)`."""
+    windows = SourceWindows(as_pairs(stored), 'its pretrained_window_sizes')
+    return choose_windows(configured, own, windows, num_stages, 'the checkpoint')

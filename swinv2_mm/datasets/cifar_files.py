@@ -41,7 +41,7 @@ _ALLOWED = {
 
 
 def cifar10_batches(root: str | Path, split: str) -> list[Path]:
-    """Returns the paths of a split's batches below `root`, whether they are there or not.
+    """Return the paths of a split's batches below `root`, whether they exist or not.
 
     Raises:
         ValueError: If `split` is neither `'train'` nor `'test'`.
@@ -52,7 +52,7 @@ def cifar10_batches(root: str | Path, split: str) -> list[Path]:
 
 
 def read_batch(path: str | Path) -> tuple[np.ndarray, list[int]]:
-    """Reads one batch, without running anything that the file may contain.
+    """Read one batch, without running anything that the file may contain.
 
     Args:
         path: A file of CIFAR-10's Python version.
@@ -69,7 +69,7 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, list[int]]:
             batch = _ArraysOnly(file, encoding='latin1').load()
         except Exception as error:  # a damaged pickle fails in any way
             raise ImageSetError(
-                f'{path} is no batch of CIFAR-10, or is damaged: {error}. Unpack {CIFAR10_URL} again'
+                f'{path} is not a batch of CIFAR-10, or is damaged: {error}. Unpack {CIFAR10_URL} again'
             ) from error
     # The official files were written by Python 2; own ones may have bytes for keys.
     batch = {_text(key): value for key, value in batch.items()} if isinstance(batch, dict) else {}
@@ -89,7 +89,7 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, list[int]]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads dicts, lists, strings, numbers and arrays."""
+    """Read dicts, lists, strings, numbers and arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:

@@ -1,4 +1,4 @@
-"""Data sets for mmpretrain that it has not, or has otherwise. Imported when a config names one of them."""
+"""CIFAR-10 and Places365 for mmpretrain. Imported when a config names one of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from swinv2_mm.registry import DATASETS
 class LocalCIFAR10(CIFAR10):
     """CIFAR-10 from the files of its Python version, which are read without running what they may contain.
 
-    Unlike its parent it downloads nothing unless told so, and takes any files of that format: theirs need not have the
+    Unlike its parent it downloads nothing unless told to, and takes any files of that format: they need not have the
     official check sums.
 
     Args:
@@ -42,7 +42,7 @@ class LocalCIFAR10(CIFAR10):
         super().__init__(data_root=data_root, split=split, download=download, **options)
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Returns one dict per picture: `img`, `(32, 32, 3)` RGB bytes, and `gt_label`."""
+        """Return one dict per picture: `img`, `(32, 32, 3)` RGB bytes, and `gt_label`."""
         root = self.data_prefix['root']
         paths = cifar10_batches(root, self.split)
         if self.download and dist.is_main_process() and not all(path.is_file() for path in paths):
@@ -54,7 +54,7 @@ class LocalCIFAR10(CIFAR10):
         return [{'img': image, 'gt_label': label} for image, label in zip(images, labels)]
 
     def _fetch(self, root: str) -> None:
-        """Downloads and unpacks the official archive."""
+        """Download and unpack the official archive."""
         try:
             Path(root).mkdir(parents=True, exist_ok=True)
             download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
@@ -92,7 +92,7 @@ class Places365(CustomDataset):
             self._metainfo['classes'] = tuple(read_categories(found.categories))
 
     def load_data_list(self) -> list[dict[str, Any]]:
-        """Returns one dict per picture: `img_path` and `gt_label`."""
+        """Return one dict per picture: `img_path` and `gt_label`."""
         if not self.ann_file:
             return super().load_data_list()
         folder = Path(self.img_prefix)

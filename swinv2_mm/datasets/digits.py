@@ -19,7 +19,7 @@ _DIGITS = [str(digit) for digit in range(10)]
 
 
 def write_digits(root: str | os.PathLike[str]) -> bool:
-    """Writes the 1797 digits of scikit-learn as grey PNGs of 32 x 32, unless they are there already.
+    """Write the 1797 digits of scikit-learn as grey PNGs of 32 x 32, unless they are there already.
 
     The layout is `{train,val}/<digit>/<number>.png`, where the number is that of the digit in scikit-learn's set. The
     split is the same every time: a fifth of each digit's pictures is held out. The set appears under its name only once
@@ -65,14 +65,14 @@ def write_digits(root: str | os.PathLike[str]) -> bool:
 
 
 def enlarge(picture: np.ndarray) -> np.ndarray:
-    """Returns an 8 x 8 picture with values of 0 to 16 as one of 32 x 32 bytes, smoothly enlarged."""
+    """Return an 8 x 8 picture with values of 0 to 16 as one of 32 x 32 bytes, smoothly enlarged."""
     grey = (picture * (255 / 16)).astype(np.float32)
     large = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     return np.rint(large).clip(0, 255).astype(np.uint8)
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Returns pictures `(1797, 8, 8)` and digits `(1797,)` of scikit-learn's set."""
+    """Return pictures `(1797, 8, 8)` and digits `(1797,)` of scikit-learn's set."""
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
@@ -88,7 +88,7 @@ def _load() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _split(digits: np.ndarray) -> dict[str, list[int]]:
-    """Returns the numbers of the pictures of each split, each digit in the same share."""
+    """Return the numbers of the pictures of each split, each digit in the same share."""
     from sklearn.model_selection import train_test_split
 
     train, val = train_test_split(
@@ -102,7 +102,7 @@ def _split(digits: np.ndarray) -> dict[str, list[int]]:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Says whether a folder holds the set."""
+    """Return whether a folder holds the set."""
     for split, count in DIGIT_SPLITS.items():
         found = [len(list((folder / split / digit).glob('*.png'))) for digit in _DIGITS]
         if sum(found) != count or not all(found):

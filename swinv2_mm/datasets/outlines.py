@@ -54,7 +54,7 @@ class Outline:
         return 2 * (self.radius * 4 // (3 * GRID) + 2) + 1
 
     def coverage(self, shrink: int = 0, shift: int = 0) -> np.ndarray:
-        """Rasterises the shape.
+        """Rasterise the shape.
 
         Args:
             shrink: By how much the radius is smaller than that of the shape.

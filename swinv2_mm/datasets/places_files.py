@@ -38,7 +38,7 @@ class PlacesSplit:
 
 
 def find_places365(root: str | Path, split: str) -> PlacesSplit:
-    """Finds a split of Places365.
+    """Find a split of Places365.
 
     Args:
         root: Folder of the set.
@@ -63,7 +63,7 @@ def find_places365(root: str | Path, split: str) -> PlacesSplit:
 
 
 def places365_layout(root: str | Path, split: str) -> str:
-    """Returns in words what is expected of a split."""
+    """Return in words what is expected of a split."""
     folders = ' or '.join(PLACES365_FOLDERS[split][:1] + PLACES365_FOLDERS[split][-1:])
     return (
         f'{root}/{split}/<class>/*.jpg (easy directory structure, {PLACES365_URL}), or '
@@ -72,7 +72,7 @@ def places365_layout(root: str | Path, split: str) -> str:
 
 
 def read_listing(path: str | Path) -> list[tuple[str, int]]:
-    """Reads a list of files.
+    """Read a list of files.
 
     Returns:
         Path and label of each picture; the path without the slash that the official list of the training set begins
@@ -95,6 +95,6 @@ def read_listing(path: str | Path) -> list[tuple[str, int]]:
 
 
 def read_categories(path: str | Path) -> list[str]:
-    """Reads the names of the classes, in the order of their labels, without their first letter's folder."""
+    """Read the names of the classes, in the order of their labels, without their first letter's folder."""
     named = sorted((label, name) for name, label in read_listing(path))
     return [name.split('/', 1)[-1] for _, name in named]

@@ -8,7 +8,7 @@ Point = tuple[int, int]
 
 
 def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
-    """Outlines a mask along the edges between its pixels.
+    """Outline a mask along the edges between its pixels.
 
     A contour through pixel centres (what ``cv2.findContours`` gives) loses half a pixel all around; an outline that
     runs along pixel edges has integer corners and rasterises back to exactly the mask. COCO polygons know no holes, so
@@ -42,7 +42,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
 
 
 def _boundary_loops(mask: np.ndarray) -> list[list[Point]]:
-    """Follows the boundary, the mask on the right hand: outer loops run clockwise on screen, holes the other way."""
+    """Follow the boundary, the mask on the right hand: outer loops run clockwise on screen, holes the other way."""
     exits: dict[Point, list[Point]] = {}
     inside = np.pad(mask, 1)
     core = inside[1:-1, 1:-1]
@@ -63,7 +63,7 @@ def _boundary_loops(mask: np.ndarray) -> list[list[Point]]:
 
 
 def _take_loop(exits: dict[Point, list[Point]]) -> list[Point]:
-    """Removes one closed loop from ``exits`` and returns its corners, without the points in the middle of a side."""
+    """Remove one closed loop from ``exits`` and return its corners, without the points in the middle of a side."""
     # The leftmost point is a real corner and never one where two parts touch, so arriving there closes the loop.
     start = point = min(exits)
     corners: list[Point] = []

@@ -63,7 +63,7 @@ class Scene:
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Draws one picture.
+    """Draw one picture.
 
     Args:
         rng: Source of everything in the picture. Only whole numbers are drawn from it: they are the part of numpy's
@@ -112,7 +112,7 @@ def _place(rng: np.random.Generator, height: int, width: int) -> tuple[list[Outl
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, shape: Outline) -> None:
-    """Lays a shape with a dark rim and a soft shadow onto the (H, W, 3) int32 ``image``, in place."""
+    """Lay a shape with a dark rim and a soft shadow onto the (H, W, 3) int32 ``image``, in place."""
     colour = _PAINTS[int(rng.integers(len(_PAINTS)))]
     tint = (_CREAM, _CREAM, _INK)[int(rng.integers(3))]
     share = int(rng.integers(25, 50))

@@ -31,7 +31,7 @@ def generate_shapes(
     image_size: tuple[int, int] = (128, 128),
     seed: int = 0,
 ) -> bool:
-    """Writes the set of shapes, unless it is there already.
+    """Write the set of shapes, unless it is there already.
 
     The layout is::
 
@@ -98,7 +98,7 @@ def _check(num_train: int, num_val: int, image_size: tuple[int, int], seed: int)
 
 @contextmanager
 def _plain_errors(folder: Path) -> Iterator[None]:
-    """Says what to do about a file system that does not play along."""
+    """Add to errors of the file system where the data were to be written, and what to do."""
     try:
         yield
     except FileExistsError:
@@ -111,7 +111,7 @@ def _plain_errors(folder: Path) -> Iterator[None]:
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """What is in ``folder``: the parameters of a set, complete or not, or None if nothing is there yet.
+    """Return what is in ``folder``: the parameters of a set, complete or not, or None if nothing is there yet.
 
     Raises:
         FileExistsError: If something else is there.

@@ -32,7 +32,7 @@ def _project(height: int, width: int, direction: tuple[int, int]) -> np.ndarray:
 
 
 def _ramp(signed64: np.ndarray) -> np.ndarray:
-    """Turns a signed distance to an edge into a weight 0..255 that is one pixel soft."""
+    """Turn a signed distance to an edge into a weight 0..255 that is one pixel soft."""
     return np.clip(signed64 + 32, 0, 64) * 255 // 64
 
 
@@ -91,7 +91,7 @@ _PATTERNS: tuple[Callable[[np.random.Generator, int, int, int], np.ndarray], ...
 def draw_texture(
     rng: np.random.Generator, height: int, width: int, pitch: int, colours: tuple[Colour, Colour]
 ) -> np.ndarray:
-    """Draws a random pattern in two colours.
+    """Draw a random pattern in two colours.
 
     Args:
         rng: Source of the pattern, its direction and its phase.

@@ -1,4 +1,6 @@
-"""What `tools/train.py` and `tools/test.py` do: checks before the start, a quiet console, metrics on disk.
+"""What `tools/train.py` and `tools/test.py` run, and the hooks that any mmengine config can name.
 
-Importing this package imports nothing; the tools import `swinv2_mm.engine.launch`.
+After `custom_imports = dict(imports=['swinv2_mm'])`, a config may name the classes of `swinv2_mm.engine.hooks` and
+`swinv2_mm.engine.autocast` with the scope, e.g. `dict(type='swinv2_mm.InterruptHook')`. Importing this package imports
+nothing; the tools import `swinv2_mm.engine.launch`.
 """

@@ -1,4 +1,4 @@
-"""Every path of a checkpoint that a user types passes through here before anything loads it."""
+"""Paths of checkpoints that a user types."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _POINTER = 'last_checkpoint'
 
 
 def require_checkpoint(path: str | Path) -> str:
-    """Returns the checkpoint file that `path` means.
+    """Return the checkpoint file that `path` means.
 
     Args:
         path: A checkpoint file; a work directory or its `last_checkpoint`, which both mean its newest checkpoint; or an
@@ -20,18 +20,17 @@ def require_checkpoint(path: str | Path) -> str:
     Raises:
         SetupError: There is no such file.
     """
+    found = Path(path)
     if '://' in str(path):
         return str(path)
-    found = Path(path)
-    if found.is_dir():
-        newest = newest_checkpoint(found)
+    if found.is_dir() or found.name == _POINTER:
+        folder = found if found.is_dir() else found.parent
+        newest = newest_checkpoint(folder)
         if newest is None:
             raise SetupError(
-                f'The folder {path} holds no checkpoint (no file {_POINTER}): name a .pth file or the work '
+                f'The folder {folder} holds no checkpoint (no file {_POINTER}): name a .pth file or the work '
                 'directory of a finished training.'
             )
-        return newest
-    if found.name == _POINTER and (newest := newest_checkpoint(found.parent)):
         return newest
     if not found.is_file():
         raise SetupError(f'The checkpoint {path} does not exist{_others(found)}.')
@@ -39,7 +38,7 @@ def require_checkpoint(path: str | Path) -> str:
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """Returns the newest checkpoint of a work directory, or None if it has none.
+    """Return the newest checkpoint of a work directory, or None if it has none.
 
     Raises:
         SetupError: The newest checkpoint has been deleted or moved.
@@ -48,7 +47,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
     if not pointer.is_file():
         return None
     named = Path(pointer.read_text(encoding='utf-8').strip())
-    # A work directory that was moved as a whole still resumes.
+    # The second path is for a work directory that was moved as a whole.
     for candidate in (named, pointer.parent / named.name):
         if candidate.is_file():
             return str(candidate)
@@ -58,7 +57,7 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
 
 
 def _others(path: Path) -> str:
-    """Returns a half-sentence about the checkpoints beside `path`, for messages."""
+    """Return the checkpoints beside `path` in words, for messages."""
     if not path.parent.is_dir():
         return f'; neither does the folder {path.parent}'
     names = sorted(file.name for file in path.parent.glob('*.pth'))

@@ -1,33 +1,42 @@
-"""Reading a config and applying what the command line says about it."""
+"""Reading a config, and the options of the command line that change it."""
 
 from __future__ import annotations
 
-import importlib
+import difflib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 
-from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.errors import SetupError
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 CLASSIFICATION_EXTRA = "pip install -c constraints.txt '.[classification]'"
 """How to get what a config for classification needs."""
+_AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
+_HOOKS = {
+    'batch_size': 'BatchSizeHook',
+    'checkpoint_match': 'CheckpointMatchHook',
+    'interrupt': 'InterruptHook',
+    'invalid_loss': 'InvalidLossHook',
+    'metrics_file': 'MetricsFileHook',
+}
+"""The hooks of `configs/_base_/default_runtime.py`."""
 
 
-def load_config(path: str, options: Sequence[str] = (), console: Console | None = None) -> Config:
-    """Reads a config file and merges `--cfg-options` into it.
+def load_config(path: str, options: Sequence[str] = ()) -> Config:
+    """Read a config file and merge `--cfg-options` into it; warn about options that the config does not have.
 
     Args:
         path: The config file.
         options: Strings `KEY=VALUE`; dots in the key step into dicts and lists.
-        console: Told about options that the config did not have, which often are misspelt.
 
     Raises:
-        SetupError: There is no such file, it does not parse, an option cannot be merged, or it is no config for
+        SetupError: There is no such file, it does not parse, an option cannot be merged, or it is not a config for
             detection, segmentation or classification, or for a library that cannot be imported.
     """
     if not Path(path).is_file():
@@ -36,14 +45,13 @@ def load_config(path: str, options: Sequence[str] = (), console: Console | None 
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SetupError(f'The config {path} cannot be read: {_described(error)}') from error
-    _merge_options(cfg, options, console)
+    _merge_options(cfg, options)
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
         raise SetupError(
             f'The config {path} has default_scope={scope!r}: expected one of {", ".join(map(repr, SCOPES))}.'
         )
-    if scope == 'mmpretrain':
-        _require_mmpretrain(path)
+    _require_library(path, scope)
     if 'model' not in cfg:
         raise SetupError(
             f'The config {path} defines no model: name a config that can be run, not a part of one.'
@@ -55,90 +63,104 @@ def load_config(path: str, options: Sequence[str] = (), console: Console | None 
     return cfg
 
 
-def _require_mmpretrain(path: str) -> None:
-    """Checks that mmpretrain is there, which is an extra."""
+def _require_library(path: str, scope: str) -> None:
+    """Import the library of a config; mmpretrain is an optional dependency."""
     try:
-        importlib.import_module('mmpretrain')
-    except ModuleNotFoundError as error:
-        if error.name == 'mmpretrain':
-            raise SetupError(
-                f'The config {path} is for image classification, which needs mmpretrain, and it is not installed: '
-                f'{CLASSIFICATION_EXTRA}'
-            ) from error
-        raise SetupError(
-            f'The config {path} needs mmpretrain, which lacks the package {error.name}: {CLASSIFICATION_EXTRA}'
-        ) from error
+        import_library(scope)
     except Exception as error:  # an incompatible library can fail in any way
+        if scope != 'mmpretrain':
+            raise SetupError(f'The config {path} needs {scope}: {_described(error)}') from error
+        reason = f'is installed and cannot be imported ({_described(error)})'
+        if isinstance(error, ModuleNotFoundError):
+            reason = (
+                'is not installed' if error.name == scope else f'lacks the package {error.name}'
+            )
         raise SetupError(
-            f'The config {path} needs mmpretrain, which is installed and cannot be imported ({_described(error)}). '
-            f'Beside transformers 5 it cannot; otherwise: {CLASSIFICATION_EXTRA}'
+            f'The config {path} is for image classification, which needs mmpretrain, and it {reason}. It cannot be '
+            f'imported beside transformers 5; otherwise: {CLASSIFICATION_EXTRA}'
         ) from error
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
-    """Sets `cfg.work_dir`: the argument, else the config's own, else `work_dirs/<name of the config>`.
+    """Set `cfg.work_dir`: the argument, else the config's own, else `work_dirs/<name of the config>`.
 
     Raises:
-        SetupError: The folder cannot be made or written to.
+        SetupError: The folder cannot be created or written to.
     """
     if work_dir is None:
         work_dir = cfg.get('work_dir') or os.path.join('work_dirs', Path(cfg.filename).stem)
-    folder = Path(str(work_dir))
+    cfg.work_dir = str(work_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f'.write_test_{os.getpid()}'
-        probe.touch()
-        probe.unlink()
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        tempfile.TemporaryFile(dir=cfg.work_dir).close()
     except OSError as error:
         raise SetupError(
-            f'The work directory {folder} cannot be written to ({error.strerror}): name another with --work-dir.'
+            f'The work directory {cfg.work_dir} cannot be written to ({error.strerror}): name another with --work-dir.'
         ) from error
-    cfg.work_dir = str(folder)
 
 
 def enable_amp(cfg: Config, on_gpu: bool) -> None:
-    """Switches the optimizer wrapper to mixed precision: fp16 with loss scaling on a GPU, bfloat16 on a CPU.
+    """Switch the optimizer wrapper to mixed precision: fp16 with loss scaling on a GPU, bfloat16 on other devices.
 
     Raises:
         SetupError: The config's optimizer wrapper is of a kind that has no counterpart in mixed precision.
     """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
-    if kind not in ('OptimWrapper', 'AmpOptimWrapper', 'CpuAmpOptimWrapper'):
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper', _AUTOCAST):
         raise SetupError(f'--amp works with optim_wrapper.type OptimWrapper, not with {kind!r}.')
     if on_gpu:
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
         return
-    wrapper.type = 'CpuAmpOptimWrapper'
+    wrapper.type = _AUTOCAST
     for gpu_only in ('loss_scale', 'dtype', 'use_fsdp'):
         wrapper.pop(gpu_only, None)
 
 
-def drop_pretrained(cfg: Any) -> int:
-    """Removes the pre-trained weights that parts of a model start from.
+def complete_config(cfg: Config) -> None:
+    """Add this package's hooks, and drop settings of data loaders that do not fit together.
 
-    Args:
-        cfg: The config of a model.
-
-    Returns:
-        How many there were.
+    A config of another library has none of the hooks. `num_workers=0` is often set on the command line, with
+    `persistent_workers=True` in the config, which torch refuses together.
     """
-    if isinstance(cfg, (list, tuple)):
-        return sum(drop_pretrained(value) for value in cfg)
-    if not isinstance(cfg, dict):
-        return 0
-    dropped = sum(drop_pretrained(value) for key, value in cfg.items() if key != 'init_cfg')
-    given = cfg.get('init_cfg')
-    kept = [item for item in _as_list(given) if item.get('type') != 'Pretrained']
-    if len(kept) < len(_as_list(given)):
-        dropped += len(_as_list(given)) - len(kept)
-        cfg['init_cfg'] = kept or None
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    for name, kind in _HOOKS.items():
+        hooks.setdefault(name, ConfigDict(type=f'swinv2_mm.{kind}'))
+        if hooks[name] is None:
+            del hooks[name]
+    for part in ('train', 'val', 'test'):
+        loader = cfg.get(f'{part}_dataloader')
+        if loader and not loader.get('num_workers'):
+            loader.pop('persistent_workers', None)
+            loader.pop('prefetch_factor', None)
+
+
+def drop_pretrained(cfg: Any) -> int:
+    """Remove the pre-trained weights that parts of a model's config start from, and return how many there were."""
+    dropped = 0
+    for part in list(dicts_in(cfg)):
+        given = _as_list(part.get('init_cfg'))
+        kept = [item for item in given if item.get('type') != 'Pretrained']
+        if len(kept) < len(given):
+            part['init_cfg'] = kept or None
+            dropped += len(given) - len(kept)
     return dropped
 
 
+def dicts_in(cfg: Any) -> Iterator[Any]:
+    """Yield the dicts inside a config, at any depth."""
+    if isinstance(cfg, dict):
+        yield cfg
+        cfg = list(cfg.values())
+    for value in cfg if isinstance(cfg, (list, tuple)) else ():
+        yield from dicts_in(value)
+
+
 def enable_lr_scaling(cfg: Config) -> None:
-    """Turns the linear scaling of the learning rate on.
+    """Turn the linear scaling of the learning rate on, by the images of one step of the optimizer.
+
+    mmengine counts those of one backward pass, so the base is divided by the number of passes that are accumulated.
 
     Raises:
         SetupError: The config does not say for which batch size its learning rate is.
@@ -148,18 +170,17 @@ def enable_lr_scaling(cfg: Config) -> None:
             '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config: '
             'the batch size for which its learning rate was chosen.'
         )
-    cfg.auto_scale_lr.enable = True
+    accumulation = cfg.optim_wrapper.get('accumulative_counts', 1)
+    cfg.auto_scale_lr.update(
+        enable=True, base_batch_size=cfg.auto_scale_lr.base_batch_size / accumulation
+    )
 
 
 def limit_iterations(cfg: Config, num_iters: int) -> str:
-    """Makes the config run exactly `num_iters` training iterations, then save and validate once.
+    """Make the config run exactly `num_iters` training iterations, then save and validate once.
 
     The learning rate follows the first `num_iters` iterations of the config's own schedule: schedules by epoch are
-    converted to iterations at the true length of an epoch, not squeezed.
-
-    Args:
-        cfg: A config with a training loop by epochs or by iterations.
-        num_iters: Number of iterations, at least 1.
+    converted to iterations at the true length of an epoch.
 
     Returns:
         What was changed, in words.
@@ -172,17 +193,13 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
     loop = dict(cfg.train_cfg)
     by_epoch = loop.get('by_epoch', loop.get('type') == 'EpochBasedTrainLoop')
     planned = loop.get('max_epochs' if by_epoch else 'max_iters')
-    if planned is None or loop.get('type') not in (
-        None,
-        'EpochBasedTrainLoop',
-        'IterBasedTrainLoop',
-    ):
+    known = (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop')
+    if planned is None or loop.get('type') not in known:
         raise SetupError(f'--max-iters does not know how to shorten train_cfg={loop}.')
     for scheduler in _as_list(cfg.get('param_scheduler')):
         if by_epoch and scheduler.get('by_epoch', True):
             scheduler.update(by_epoch=True, convert_to_iter_based=True)
-            scheduler.setdefault('end', planned)
-        elif not by_epoch:
+        if scheduler.get('by_epoch', True) or not by_epoch:
             scheduler.setdefault('end', planned)
     cfg.train_cfg = ConfigDict(
         type='IterBasedTrainLoop', max_iters=num_iters, val_begin=1, val_interval=num_iters
@@ -200,8 +217,8 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
     return f'{num_iters} iteration{plural} instead of {instead}, then one validation'
 
 
-def _merge_options(cfg: Config, options: Sequence[str], console: Console | None) -> None:
-    """Merges strings `KEY=VALUE` into `cfg`."""
+def _merge_options(cfg: Config, options: Sequence[str]) -> None:
+    """Merge strings `KEY=VALUE` into `cfg`."""
     merged: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition('=')
@@ -218,33 +235,29 @@ def _merge_options(cfg: Config, options: Sequence[str], console: Console | None)
         cfg.merge_from_dict(merged)
     except Exception as error:
         raise SetupError(f'--cfg-options {" ".join(options)}: {_described(error)}') from error
-    if new and console is not None:
-        console.warn(f'--cfg-options {", ".join(new)}: not in the config so far, added.')
+    if new:
+        warn(f'--cfg-options {", ".join(new)}: not in the config so far, added.')
 
 
 def _has(cfg: Any, key: str) -> bool:
-    """Says whether the dotted `key` is in `cfg`."""
-    for part in key.split('.'):
-        if isinstance(cfg, (list, tuple)):
-            if not part.isdigit() or int(part) >= len(cfg):
-                return False
-            cfg = cfg[int(part)]
-        elif isinstance(cfg, (dict, Config)) and part in cfg:
-            cfg = cfg[part]
-        else:
-            return False
+    """Return whether the dotted `key` is in `cfg`."""
+    try:
+        for part in key.split('.'):
+            cfg = cfg[int(part) if isinstance(cfg, (list, tuple)) else part]
+    except (LookupError, TypeError, ValueError):
+        return False
     return True
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Returns `value` as a list; None is an empty one."""
+    """Return `value` as a list; None is an empty one."""
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _described(error: Exception) -> str:
-    """Returns kind, message and place of an error in one line."""
+    """Return kind, message and place of an error in one line."""
     text = ' '.join(str(error).split()) or 'no message'
     if isinstance(error, SyntaxError) and error.lineno is not None and 'line' not in text:
         text = f'{text} (line {error.lineno})'
@@ -252,9 +265,7 @@ def _described(error: Exception) -> str:
 
 
 def _similar(path: Path) -> str:
-    """Returns a half-sentence that names configs with a similar name, for messages."""
-    import difflib
-
+    """Return a half-sentence that names configs with a similar name, for messages."""
     names = {str(file): file.name for file in Path('configs').rglob('*.py')}
     close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.7)
     similar = [file for file, name in names.items() if name in close]

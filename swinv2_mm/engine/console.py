@@ -1,195 +1,140 @@
-"""The console shows what matters; everything else that is printed goes to the log file.
+"""What a run logs, and how much of it the terminal shows.
 
-Libraries print, warn and log at import, while building and while evaluating. While a `Console` is open, `sys.stdout`
-and `sys.stderr` are replaced by streams that write to the log file, and only `say`, `warn` and `fail` reach the
-terminal.
-Nothing is lost: lines that come before the log file exists wait in memory.
+Everything is logged by mmengine's logger. The log file gets all records; the terminal gets the progress and results
+that mmengine's and this package's hooks log, and warnings. `sys.stdout` and `sys.stderr` stay as they are, so what a
+user's code prints reaches the terminal.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import logging
 import sys
-import tempfile
-import threading
 import time
-from pathlib import Path
-from types import TracebackType
-from typing import TextIO
+import warnings
+from logging.handlers import MemoryHandler
 
-_LONGEST_WARNING = 400
-"""Characters of a library's warning that the console shows; some name every key of a checkpoint."""
+from mmengine.logging import MMLogger
+
+_SHOWN = ('mmengine/hooks/logger_hook.py', 'mmengine/hooks/checkpoint_hook.py', 'swinv2_mm/engine/')
+"""Ends of the paths of the sources whose records the terminal shows below the level of a warning."""
+_HARMLESS = (
+    'Exp name: ',  # of each epoch
+    'The prefix is not set in metric class',
+    'is not a meta file, simply parsed as meta information',
+    'Failed to search registry with scope',
+    'Reach the end of the dataloader',  # a short run
+    'Fast sampler-level resume is unavailable',
+    'deprecated',  # for the libraries' authors
+    'The model and loaded state dict do not match exactly',  # see `CheckpointMatchHook`
+    'Line NMS is not compiled',
+)
+"""Parts of records that the terminal does not show."""
+_HARMLESS_WARNINGS = (
+    'Fail to import ``MultiScaleDeformableAttention``',
+    'faster_coco_eval is not installed',
+    'The draw is False',
+    'Default ``avg_non_ignore`` is False',
+    '`reduce_zero_label` will be deprecated',
+    '.*has been created, the method `get_instance` should not accept any other',
+    'Warning: The (bbox|polygon) is out of bounds',
+    'The shape of value will convert',
+    r'Detected call of `scheduler\.step\(\)` before',  # steps that accumulate gradients
+    '.*until `init_sync_buffers` is available',
+)
+"""Beginnings of Python warnings of the libraries that their default settings cause."""
+_early: MemoryHandler | None = None
 
 
-class Console:
-    """Owns the terminal of one process.
+def say(text: str) -> None:
+    """Log `text` and show it on the terminal of the first process."""
+    MMLogger.get_current_instance().info(text)
 
-    Args:
-        speaks: Whether this process talks to the user at all; of several processes only the first should.
-        name: Put before failures, e.g. `'rank 1'`, where several processes share a terminal.
+
+def warn(text: str) -> None:
+    """Log `text` as a warning."""
+    MMLogger.get_current_instance().warning(text)
+
+
+def log_only(text: str) -> str | None:
+    """Write `text` to the log file and not to the terminal.
+
+    Returns:
+        The log file, or None if this process has none.
     """
-
-    def __init__(self, speaks: bool = True, name: str = '') -> None:
-        self.speaks = speaks
-        self.name = name
-        self.log_path: Path | None = None
-        self._waiting: list[str] = []
-        self._lock = threading.RLock()
-        self.is_closed = False
-        self._stdout: TextIO = sys.stdout
-        self._stderr: TextIO = sys.stderr
-
-    def __enter__(self) -> Console:
-        self._stdout, self._stderr = sys.stdout, sys.stderr
-        sys.stdout = _LineStream(self, 'stdout', self._stdout)
-        sys.stderr = _LineStream(self, 'stderr', self._stderr)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, _LineStream):
-                stream.finish_line()
-        sys.stdout, sys.stderr = self._stdout, self._stderr
-        self.is_closed = True
-
-    def say(self, text: str = '') -> None:
-        """Prints `text`, and logs it."""
-        self.log(text, 'console')
-        if self.speaks:
-            print(text, file=self._stdout, flush=True)
-
-    def warn(self, text: str) -> None:
-        """Prints `text` as a warning, and logs it in full."""
-        self.log(text, 'console')
-        self.show_warning(text)
-
-    def show_warning(self, text: str) -> None:
-        """Prints the beginning of a warning that is in the log file already."""
-        if self.speaks:
-            print(f'warning: {_shortened(text)}', file=self._stdout, flush=True)
-
-    def fail(self, text: str) -> None:
-        """Prints `text` to the terminal's error stream, whichever process this is, and logs it."""
-        self.log(text, 'console')
-        prefix = f'[{self.name}] ' if self.name and not self.speaks else ''
-        print(prefix + text, file=self._stderr, flush=True)
-
-    def log(self, text: str, source: str) -> None:
-        """Writes `text` to the log file only, or keeps it until there is one."""
-        stamp = time.strftime('%Y/%m/%d %H:%M:%S')
-        lines = ''.join(f'{stamp} - {source} - {line}\n' for line in text.splitlines() or [''])
-        with self._lock:
-            if self.log_path is None:
-                self._waiting.append(lines)
-            else:
-                self._append(lines)
-
-    def open_log(self, path: str | Path) -> Path:
-        """Names the log file; what was kept so far is written to it."""
-        with self._lock:
-            self.log_path = Path(path)
-            self._append(''.join(self._waiting))
-            self._waiting.clear()
-            return self.log_path
-
-    def ensure_log(self) -> Path:
-        """Returns the log file; one in the folder for temporary files if the run did not get as far as its own."""
-        if self.log_path is not None:
-            return self.log_path
-        _, path = tempfile.mkstemp(prefix='swinv2_mm_', suffix='.log')
-        return self.open_log(path)
-
-    def _append(self, lines: str) -> None:
-        # Opened for each write: data loading workers are forks and write here, too.
-        if self.log_path is not None and lines:
-            with self.log_path.open('a', encoding='utf-8') as file:
-                file.write(lines)
+    logger = MMLogger.get_current_instance()
+    logger.info(text, extra={'log_only': True})
+    return log_file(logger)
 
 
-class ConsoleHandler(logging.Handler):
-    """Shows a library's warnings and errors on the console, each once, without the ones known to be noise.
-
-    Args:
-        console: Where to show them.
-    """
-
-    NOISE = (
-        # mmseg's hook, told not to draw
-        'The draw is False',
-        # a validation without a single detection; the line with the metrics says so
-        'The testing results of the whole dataset is empty',
-        'Since `metrics` is an empty dict',
-        'The prefix is not set in metric class',
-        'is not a meta file, simply parsed as meta information',
-        'Failed to search registry with scope',
-        # a short run comes to the end of its data
-        'Reach the end of the dataloader',
-        'Fast sampler-level resume is unavailable',
-        # a library's word to its own authors
-        'deprecated',
-        # said in other words by the runner
-        'The model and loaded state dict do not match exactly',
+def log_file(logger: logging.Logger | None = None) -> str | None:
+    """Return the path of the current log file, or None if this process has none."""
+    handlers = (logger or MMLogger.get_current_instance()).handlers
+    return next(
+        (item.baseFilename for item in handlers if isinstance(item, logging.FileHandler)), None
     )
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(level=logging.WARNING)
-        self.console = console
-        self._seen: set[str] = set()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Shows `record`; it is in the log file already."""
-        if self.console.is_closed:  # loggers outlive a run
-            return
-        text = record.getMessage().strip()
-        if text in self._seen or any(noise in text for noise in self.NOISE):
-            return
-        self._seen.add(text)
-        self.console.show_warning(text)
+def start_logging(rank: int) -> None:
+    """Create the logger of what comes before the Runner; `continue_logging` moves its records to the log file.
 
-
-class _LineStream(io.TextIOBase):
-    """Stands in for `sys.stdout` or `sys.stderr` and hands complete lines to the console's log."""
-
-    encoding = 'utf-8'
-
-    def __init__(self, console: Console, source: str, original: TextIO) -> None:
-        self._console = console
-        self._source = source
-        self._original = original
-        self._line = ''
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        *lines, self._line = (self._line + text).split('\n')
-        for line in lines:
-            self._log(line)
-        return len(text)
-
-    def finish_line(self) -> None:
-        """Logs what was written since the last line break."""
-        if self._line:
-            self._log(self._line)
-            self._line = ''
-
-    def _log(self, line: str) -> None:
-        # Of a progress bar that redraws itself, the last state is enough.
-        self._console.log(line.rstrip('\r').rsplit('\r', 1)[-1], self._source)
-
-    def fileno(self) -> int:
-        # `faulthandler` and child processes need a real file.
-        return self._original.fileno()
+    Args:
+        rank: Number of this process; only the first one shows more than errors.
+    """
+    global _early
+    logger = MMLogger.get_instance(f'before_runner_{time.monotonic_ns()}')
+    _show_less(logger)
+    if rank:
+        logger.handlers[0].setLevel(logging.ERROR)
+    _early = MemoryHandler(capacity=1 << 20, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    logger.handlers.append(_early)
+    for message in _HARMLESS_WARNINGS:
+        warnings.filterwarnings('ignore', message)
 
 
-def _shortened(text: str) -> str:
-    """Returns the first lines of `text`."""
-    if len(text) <= _LONGEST_WARNING:
-        return text
-    return f'{text[:_LONGEST_WARNING].rstrip()} ... (in full in the log file)'
+def continue_logging(logger: MMLogger) -> None:
+    """Use the logger of a Runner from now on, and write the earlier records to its file."""
+    global _early
+    _show_less(logger)
+    files = [item for item in logger.handlers if isinstance(item, logging.FileHandler)]
+    if _early is not None and files:
+        _early.setTarget(files[0])
+        _early.flush()
+    _early = None
+
+
+def _show_less(logger: MMLogger) -> None:
+    """Make the terminal's handlers of a logger leave out what a user need not see."""
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(_is_shown)
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Return whether the terminal shows a record."""
+    if getattr(record, 'log_only', False):
+        return False
+    if record.levelno < logging.WARNING and not any(end in record.pathname for end in _SHOWN):
+        return False
+    text = record.getMessage()
+    return not any(harmless in text for harmless in _HARMLESS)
+
+
+def fail(text: str, rank: int) -> None:
+    """Write `text` to the terminal's error stream, whichever process this is, and to the log file."""
+    log_only(text)
+    print(f'[rank {rank}] {text}' if rank else text, file=sys.stderr, flush=True)
+
+
+def import_library(name: str) -> None:
+    """Import a library of OpenMMLab without its messages about optional packages.
+
+    Raises:
+        Exception: Whatever the library raises.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        importlib.import_module(name)
+        importlib.import_module(f'{name}.utils').register_all_modules(init_default_scope=False)

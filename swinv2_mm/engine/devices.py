@@ -5,88 +5,151 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
+import mmengine.device.utils
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from torch import distributed
 
 from swinv2_mm.engine.errors import SetupError
 
 _RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 """Variables in which the launchers pytorch, slurm and mpi tell a process its number."""
+_KINDS = ('npu', 'cuda', 'mlu', 'mps', 'musa', 'xpu')
+"""Kinds of accelerators of torch or its plug-ins, in the order in which mmengine prefers them."""
+GPU_KINDS = ('cuda', 'npu', 'mlu', 'musa')
+"""Kinds for which mmengine has mixed precision and distributed training."""
 
 
 def process_rank(launcher: str) -> int:
-    """Returns the number of this process, before the processes have met."""
+    """Return the number of this process, before the processes have met."""
     if launcher == 'none':
         return 0
     return next((int(os.environ[name]) for name in _RANKS if name in os.environ), 0)
 
 
-def require_device(device: str, launcher: str) -> bool:
-    """Checks that the devices asked for are there.
+def available_devices() -> list[str]:
+    """Return the devices that torch can use, e.g. `['cpu', 'cuda:0', 'cuda:1']`."""
+    found = ['cpu']
+    for kind in _KINDS:
+        module = getattr(torch, kind, None)
+        checked: Any = torch.backends.mps if kind == 'mps' else module
+        if module is not None and checked.is_available():
+            count = module.device_count()
+            found += [kind] if kind == 'mps' else [f'{kind}:{index}' for index in range(count)]
+    return found
+
+
+@contextmanager
+def restored_device() -> Iterator[None]:
+    """Restore mmengine's device at the end of a run."""
+    before = mmengine.device.utils.DEVICE
+    try:
+        yield
+    finally:
+        mmengine.device.utils.DEVICE = before
+
+
+def use_device(name: str, launcher: str) -> torch.device:
+    """Make mmengine run on a device.
 
     Args:
-        device: `'auto'` for the GPU if there is one, `'cuda'` to insist on it, `'cpu'`.
+        name: A device of torch such as `'cpu'`, `'cuda:1'` or `'mps'`, or `'auto'` for mmengine's choice.
         launcher: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
 
-    Returns:
-        Whether the run uses GPUs.
-
     Raises:
-        SetupError: A GPU is asked for and none is usable, there are more processes than GPUs, or the launcher has not
-            set up its environment.
+        SetupError: There is no such device, there are more processes than devices, or the launcher has not set up its
+            environment.
     """
-    has_gpu = torch.cuda.is_available()
+    available = available_devices()
+    device = _choose(name, available)
+    if launcher != 'none':
+        _require_processes(device, launcher, available)
+    # Runner, loops and autocast ask `get_device()`, which otherwise returns an accelerator wherever there is one.
+    mmengine.device.utils.DEVICE = device.type
+    if device.index is not None and device.type != 'mps':
+        torch.get_device_module(device.type).set_device(device.index)
+    return device
+
+
+def _choose(name: str, available: list[str]) -> torch.device:
+    """Return the device of that name; for `auto` the first accelerator, or the CPU."""
+    listed = f'available: {", ".join(available)}'
     visible = os.environ.get('CUDA_VISIBLE_DEVICES', '')
-    if device == 'cuda' and not has_gpu:
+    if name == 'auto' and (len(available) > 1 or visible in ('', '-1')):
+        return torch.device(available[1].partition(':')[0] if len(available) > 1 else 'cpu')
+    asks = f'CUDA_VISIBLE_DEVICES={visible}' if name == 'auto' else f'--device {name}'
+    try:
+        device = torch.device('cuda' if name == 'auto' else name)
+    except RuntimeError as error:
+        raise SetupError(f'{asks} is not a device of torch; {listed}.') from error
+    index = device.index or 0
+    if f'{device.type}:{index}' in available or (index == 0 and device.type in available):
+        return device
+    if device.type == 'cuda' and not torch.cuda.is_available():
         raise SetupError(
-            f'--device cuda, but torch {torch.__version__} sees no GPU ({_why_no_gpu()}): '
-            'use --device cpu to run on the CPU.'
+            f'{asks} asks for a GPU, but torch {torch.__version__} sees none ({_why_no_gpu()}): use --device cpu to '
+            f'run on the CPU ({listed}).'
         )
-    if device == 'auto' and not has_gpu and visible not in ('', '-1'):
-        raise SetupError(
-            f'CUDA_VISIBLE_DEVICES={visible} asks for a GPU, but torch {torch.__version__} sees none '
-            f'({_why_no_gpu()}): use --device cpu to run on the CPU.'
-        )
+    raise SetupError(f'{asks} is not available; {listed}.')
+
+
+def _require_processes(device: torch.device, launcher: str, available: list[str]) -> None:
+    """Check that several processes can run on devices of this kind."""
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise SetupError(
             '--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh.'
         )
-    if launcher in ('slurm', 'mpi') and not has_gpu:
+    if device.type != 'cpu' and (device.index is not None or device.type not in GPU_KINDS):
+        raise SetupError(
+            f'--device {device} is for a single process: several run on {", ".join(GPU_KINDS)} (without an index, '
+            'each process takes its own) or on cpu.'
+        )
+    if launcher in ('slurm', 'mpi') and device.type == 'cpu':
         raise SetupError(
             f'--launcher {launcher} needs a GPU on every node, and this one has none that torch can use.'
         )
-    local_processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if launcher == 'pytorch' else 1
-    if has_gpu and local_processes > torch.cuda.device_count():
+    count = sum(name.startswith(device.type) for name in available)
+    processes = int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if launcher == 'pytorch' else 1
+    if device.type != 'cpu' and processes > count:
         raise SetupError(
-            f'{local_processes} processes on this machine need as many GPUs, and it has {torch.cuda.device_count()}.'
+            f'{processes} processes on this machine need as many GPUs, and it has {count}.'
         )
-    return has_gpu
 
 
-def join_processes(cfg: Config, on_gpu: bool) -> None:
-    """Connects the processes of a distributed run that has no GPU.
+def join_processes(cfg: Config, device: torch.device) -> None:
+    """Connect the processes of a distributed run on CPUs, with gloo.
 
-    With GPUs mmengine does it. It would pick a GPU for each process and speak NCCL, so on CPUs the processes are joined
-    here, with gloo, and what needs a GPU is taken out of the config.
+    On accelerators mmengine does it. It would pick a GPU for each process, so what needs a GPU is taken out of the
+    config.
     """
-    if on_gpu:
+    if device.type != 'cpu' or cfg.launcher == 'none':
         return
     cfg.pop('sync_bn', None)
-    if cfg.launcher == 'none' or distributed.is_initialized():
-        return
-    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
-    timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))
-    distributed.init_process_group('gloo', timeout=timeout)
+    cfg.model_wrapper_cfg = ConfigDict(
+        {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'find_unused_parameters': cfg.get('find_unused_parameters', False),
+            **(cfg.get('model_wrapper_cfg') or {}),
+            'device_ids': None,
+        }
+    )
+    if not distributed.is_initialized():
+        dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+        timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))
+        distributed.init_process_group('gloo', timeout=timeout)
 
 
 def leave_processes(code: int) -> None:
-    """Takes this process out of its group, if there is one; with gloo, ends it here and now.
+    """Take this process out of its group, if there is one; with gloo, end it at once.
 
-    Threads of gloo may still hold tensors then. If they let go of them while Python shuts down, which they need the
-    interpreter for, the process dies of SIGABRT after all its work is done.
+    Threads of gloo may still hold tensors then. If they release them while Python shuts down, for which they need the
+    interpreter, the process dies of SIGABRT after all its work is done.
 
     Args:
         code: The exit code; 0 if the other processes have got here, too.
@@ -103,15 +166,17 @@ def leave_processes(code: int) -> None:
         os._exit(code)
 
 
-def describe_device(on_gpu: bool) -> str:
-    """Returns the device in words."""
-    if on_gpu:
-        return torch.cuda.get_device_name()
+def describe_device(device: torch.device) -> str:
+    """Return the device in words."""
+    if device.type == 'cuda':
+        return f'{device}, {torch.cuda.get_device_name(device)}'
+    if device.type != 'cpu':
+        return str(device)
     return f'CPU, {torch.get_num_threads()} thread{"s" if torch.get_num_threads() > 1 else ""}'
 
 
 def _why_no_gpu() -> str:
-    """Returns the likely reason why torch sees no GPU."""
+    """Return the likely reason why torch sees no GPU."""
     if torch.version.cuda is None:
         return 'this build of torch is for CPUs'
     if os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):

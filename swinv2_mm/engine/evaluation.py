@@ -3,64 +3,55 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from swinv2_mm.engine.drawing import SideBySideHook
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.runner import ConsoleRunner
 
-_TTA_MODELS = {
-    'mmdet': 'DetTTAModel',
-    'mmseg': 'SegTTAModel',
-    'mmpretrain': 'AverageClsScoreTTA',
+_TTA_MODELS: dict[str, dict[str, Any]] = {
+    'mmdet': dict(
+        type='DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    'mmseg': dict(type='SegTTAModel'),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
 }
-_META_KEYS = {'mmdet': ['img_id'], 'mmseg': ['reduce_zero_label'], 'mmpretrain': ['sample_idx']}
+_META_KEYS = {'mmdet': 'img_id', 'mmseg': 'reduce_zero_label', 'mmpretrain': 'sample_idx'}
 
 
 def use_tta(cfg: Config) -> str:
-    """Switches a config to test-time augmentation: its own, or a horizontal flip if it defines none.
+    """Switch a config to test-time augmentation: its own, or a horizontal flip if it defines none.
 
     mmdet merges boxes only, so a detector's mask head is left out.
 
     Returns:
         What was changed, in words.
     """
-    scope = cfg.default_scope
-    is_detector = scope == 'mmdet'
     own = 'tta_pipeline' in cfg
     pipeline = cfg.tta_pipeline if own else _flip_pipeline(cfg)
     words = "the config's own" if own else 'horizontal flip'
-    if is_detector and cfg.model.get('roi_head', {}).get('mask_head'):
-        cfg.model.roi_head.mask_head = None
-        cfg.model.roi_head.mask_roi_extractor = None
+    if cfg.default_scope == 'mmdet' and cfg.model.get('roi_head', {}).get('mask_head'):
+        cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
         _keep_boxes(cfg)
         words += ', boxes only (masks cannot be merged)'
-    default_model: dict[str, Any] = {'type': _TTA_MODELS[scope]}
-    if is_detector:
-        default_model['tta_cfg'] = {
-            'nms': {'type': 'nms', 'iou_threshold': 0.5},
-            'max_per_img': 100,
-        }
-    cfg.model = ConfigDict({**(cfg.get('tta_model') or default_model), 'module': cfg.model})
+    tta_model = cfg.get('tta_model') or _TTA_MODELS[cfg.default_scope]
+    cfg.model = ConfigDict({**tta_model, 'module': cfg.model})
     _innermost(cfg.test_dataloader.dataset).pipeline = pipeline
     return words
 
 
-def dump_predictions(cfg: Config, out: str) -> str:
-    """Keeps the predictions: a detector's or classifier's in a pickle file, a segmenter's as label PNGs in a folder.
-
-    Returns:
-        The path.
+def dump_predictions(cfg: Config, out: str) -> None:
+    """Keep the predictions: a detector's or classifier's in a pickle file, a segmentor's as label PNGs in a folder.
 
     Raises:
-        SetupError: The path does not suit.
+        SetupError: The path does not fit.
     """
     path = Path(out)
-    evaluators = _evaluators(cfg)
     kinds = {'mmdet': ('detector', 'DumpDetResults'), 'mmpretrain': ('classifier', 'DumpResults')}
+    cfg.test_evaluator = _evaluators(cfg)
     if cfg.default_scope in kinds:
         kind, metric = kinds[cfg.default_scope]
         if path.suffix not in ('.pkl', '.pickle'):
@@ -68,37 +59,31 @@ def dump_predictions(cfg: Config, out: str) -> str:
                 f"--out {out}: a {kind}'s predictions go into a pickle file, e.g. predictions.pkl."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        cfg.test_evaluator = [
-            *evaluators,
-            ConfigDict(type=metric, out_file_path=str(path)),
-        ]
-        return str(path)
+        cfg.test_evaluator += [ConfigDict(type=metric, out_file_path=str(path))]
+        return
     if path.is_file() or path.suffix:
         raise SetupError(
-            f"--out {out}: a segmenter's predictions go into a folder of PNGs, so name a folder."
+            f"--out {out}: a segmentor's predictions go into a folder of PNGs, so name a folder."
         )
-    for evaluator in evaluators:
+    for evaluator in cfg.test_evaluator:
         if evaluator.type == 'IoUMetric':
             evaluator.output_dir = str(path)
-    cfg.test_evaluator = evaluators
-    return str(path)
 
 
-def add_drawing(runner: ConsoleRunner, folder: str, limit: int | None) -> SideBySideHook:
-    """Makes the runner draw what it predicts."""
-    hook = SideBySideHook(folder, limit)
-    runner.register_hook(hook)
-    return hook
+def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:
+    """Draw the predictions into a folder, the first `limit` of them or all."""
+    hook = ConfigDict(type='swinv2_mm.SideBySideHook', folder=os.path.abspath(folder), limit=limit)
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
 def _evaluators(cfg: Config) -> list[Any]:
-    """Returns the test evaluators as a list."""
+    """Return the test evaluators as a list."""
     evaluators = cfg.test_evaluator
     return list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
 
 
 def _keep_boxes(cfg: Config) -> None:
-    """Takes the evaluation of masks out of the test evaluators."""
+    """Remove the evaluation of masks from the test evaluators."""
     evaluators = copy.deepcopy(_evaluators(cfg))
     for evaluator in evaluators:
         metric = evaluator.get('metric')
@@ -108,11 +93,11 @@ def _keep_boxes(cfg: Config) -> None:
 
 
 def _flip_pipeline(cfg: Config) -> list[Any]:
-    """Returns the test pipeline with its last step replaced by one with and without a flip."""
+    """Return the test pipeline with its last step replaced by one with and one without a flip."""
     pipeline = copy.deepcopy(list(_innermost(cfg.test_dataloader.dataset).pipeline))
     pack = pipeline.pop()
     keys = ['img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction']
-    pack.meta_keys = [*_META_KEYS[cfg.default_scope], *keys]
+    pack.meta_keys = [_META_KEYS[cfg.default_scope], *keys]
     annotations = [step for step in pipeline if step.type == 'LoadAnnotations']
     steps = [step for step in pipeline if step.type != 'LoadAnnotations']
     # Annotations come after the flip: predictions are flipped back before they are compared with them.
@@ -124,7 +109,7 @@ def _flip_pipeline(cfg: Config) -> list[Any]:
 
 
 def _innermost(dataset: Any) -> Any:
-    """Returns the config of the data set inside wrappers."""
+    """Return the config of the data set inside wrappers."""
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     return dataset

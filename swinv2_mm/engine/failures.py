@@ -1,81 +1,60 @@
-"""What the console says when a run breaks: what, where, what to do, and where the whole story is."""
+"""What the terminal shows of a crash: the error, its place, what to do, and where the full traceback is."""
 
 from __future__ import annotations
 
 import re
+import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.console import fail, log_only
 
 _LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
 """Packages whose frames tell a user more than those of torch or numpy."""
-
-_HINTS: tuple[tuple[Callable[[BaseException, str], bool], str], ...] = (
-    (
-        lambda error, text: (
-            isinstance(error, torch.cuda.OutOfMemoryError) or 'out of memory' in text
-        ),
-        'lower train_dataloader.batch_size, set model.backbone.with_cp=True (recomputes activations), use --amp, '
-        'or train on smaller images',
-    ),
-    (
-        lambda error, text: isinstance(error, FloatingPointError) or 'infinite or NaN' in text,
-        'lower the learning rate, lengthen the warm-up, or clip gradients with '
-        'optim_wrapper.clip_grad=dict(max_norm=1.0)',
-    ),
-    (
-        lambda error, text: (
-            'DataLoader worker' in text and ('killed' in text or 'exited unexpectedly' in text)
-        ),
-        'a data loading process died, mostly for want of memory: lower train_dataloader.num_workers; in a container '
-        'give it shared memory (docker run --shm-size=8g)',
-    ),
-    (
-        lambda error, text: 'bus error' in text.lower() or 'shared memory' in text,
-        'shared memory is full: give the container more (docker run --shm-size=8g), or set num_workers=0 and '
-        'persistent_workers=False',
-    ),
-    (
-        lambda error, text: 'device-side assert' in text,
-        'mostly a label out of range: run once with --device cpu, where the message is exact',
-    ),
-    (
-        lambda error, text: 'mmcv._ext' in text,
-        "the config lacks custom_imports=dict(imports=['swinv2_mm']), which provides mmcv's operators",
-    ),
-    (
-        lambda error, text: 'ddress already in use' in text or 'EADDRINUSE' in text,
-        'another run uses this port: PORT=29501 tools/dist_train.sh ...',
-    ),
-    (
-        lambda error, text: isinstance(error, OSError) and error.errno == 28,
-        'the disk is full',
-    ),
-)
+_HINTS = {
+    'out of memory': 'lower train_dataloader.batch_size, set model.backbone.with_cp=True (recomputes activations), '
+    'use --amp, or train on smaller images',
+    'FloatingPointError|infinite or NaN': 'lower the learning rate, lengthen the warm-up, or clip gradients with '
+    'optim_wrapper.clip_grad=dict(max_norm=1.0)',
+    'DataLoader worker.*(killed|exited unexpectedly)': 'a data loading process died, usually because memory ran out: '
+    'lower train_dataloader.num_workers; in a container give it shared memory (docker run --shm-size=8g)',
+    '[Bb]us error|shared memory': 'shared memory is full: give the container more (docker run --shm-size=8g), or set '
+    'num_workers=0',
+    'device-side assert': 'usually a label out of range: run once with --device cpu, where the message is exact',
+    r'mmcv\._ext': "the config lacks custom_imports=dict(imports=['swinv2_mm']), which provides mmcv's operators",
+    'ddress already in use|EADDRINUSE': 'another run uses this port: PORT=29501 tools/dist_train.sh ...',
+    'No space left on device': 'the disk is full',
+    'Expected more than 1 value per channel': 'batch norm cannot train on one image here: a larger '
+    'train_dataloader.batch_size, or drop_last=True',
+    'image size in a batch should be the same|stack expects each tensor to be equal size': 'images of several sizes '
+    'in one batch: set the batch_size of that data loader to 1, or resize to one size',
+    'divisible by num_groups': 'choose a norm_cfg.num_groups that divides the number of channels',
+}
+"""Regular expressions for kind and message of an error, and what to do."""
 
 
-def report_failure(error: BaseException, console: Console) -> None:
-    """Writes the full traceback to the log file, and what a user needs of it to the console."""
+def report_failure(error: BaseException, rank: int) -> None:
+    """Write the full traceback to the log file, and what a user needs of it to the terminal."""
     text = ''.join(traceback.format_exception(type(error), error, error.__traceback__))
-    log = console.ensure_log()
-    console.log(text, 'traceback')
-    console.fail(f'{type(error).__name__}: {_message(error)}')
-    console.fail(f'  at {_place(error)}')
-    hint = find_hint(error)
-    if hint:
-        console.fail(f'  hint: {hint}')
-    console.fail(f'  full traceback: {log}')
+    log = log_only(text)
+    if log is None:  # the run broke before it had a log file, or is not the first process
+        print(text, file=sys.stderr, end='')
+    lines = [f'{type(error).__name__}: {_message(error)}', f'  at {_place(error)}']
+    if hint := find_hint(error):
+        lines.append(f'  hint: {hint}')
+    if log:
+        lines.append(f'  full traceback: {log}')
+    for line in lines:
+        fail(line, rank)
 
 
 def was_interrupted(error: BaseException | None) -> bool:
-    """Says whether an error goes back to Ctrl-C.
+    """Return whether an error goes back to Ctrl-C.
 
-    Libraries catch everything here and there and raise something else: mmengine calls a config that it was writing as
-    the signal came a syntax error.
+    Libraries catch every exception in some places and raise another: mmengine reports a config that it was writing as
+    the signal came as a syntax error.
     """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
@@ -85,13 +64,15 @@ def was_interrupted(error: BaseException | None) -> bool:
 
 
 def find_hint(error: BaseException) -> str | None:
-    """Returns what to do about an error, where that is known."""
-    text = str(error)
-    return next((hint for matches, hint in _HINTS if matches(error, text)), None)
+    """Return what to do about an error, where that is known."""
+    text = f'{type(error).__name__}: {error}'
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        text += ' out of memory'
+    return next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
 
 
 def _message(error: BaseException) -> str:
-    """Returns the message in one line; of an error in a data loading process, the original one."""
+    """Return the message in one line; of an error in a data loading process, the original one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return 'no message'
@@ -102,16 +83,15 @@ def _message(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Returns file, line and function of the innermost frame that means something to a user."""
-    inside = re.findall(
-        r'File "(.+?)", line (\d+), in (\S+)', str(error)
-    )  # a data loading process's traceback
+    """Return file, line and function of the innermost frame that means something to a user."""
+    # The message of an error in a data loading process holds that process's traceback.
+    inside = re.findall(r'File "(.+?)", line (\d+), in (\S+)', str(error))
     frames = inside or [
         (frame.filename, str(frame.lineno), frame.name)
         for frame in traceback.extract_tb(error.__traceback__)
     ]
-    known = [frame for frame in frames if any(name in Path(frame[0]).parts for name in _LIBRARIES)]
     if not frames:
         return 'an unknown place'
+    known = [frame for frame in frames if any(name in Path(frame[0]).parts for name in _LIBRARIES)]
     file, line, function = (known or frames)[-1]
     return f'{file}:{line} in {function}'

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from swinv2_mm.checkpoints import CheckpointError, CheckpointUnavailableError, trust_checkpoints
-from swinv2_mm.engine import cpu_amp  # noqa: F401  registers the wrapper that --amp uses on a CPU
+from swinv2_mm.checkpoints import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    guard_mmengine,
+    trust_checkpoints,
+)
+from swinv2_mm.datasets.checks import ConfiguredData, check_data
 from swinv2_mm.engine.checkpoint_files import newest_checkpoint, require_checkpoint
-from swinv2_mm.engine.class_agreement import check_classes
 from swinv2_mm.engine.config import (
+    complete_config,
+    dicts_in,
     drop_pretrained,
     enable_amp,
     enable_lr_scaling,
@@ -22,21 +31,20 @@ from swinv2_mm.engine.config import (
     load_config,
     set_work_dir,
 )
-from swinv2_mm.engine.console import Console
-from swinv2_mm.engine.dataset_files import check_dataset_files
+from swinv2_mm.engine.console import fail, log_file, say, start_logging, warn
 from swinv2_mm.engine.devices import (
+    GPU_KINDS,
     describe_device,
     join_processes,
     leave_processes,
     process_rank,
-    require_device,
+    restored_device,
+    use_device,
 )
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, use_tta
 from swinv2_mm.engine.failures import report_failure, was_interrupted
-from swinv2_mm.engine.metrics import write_metrics
-from swinv2_mm.engine.progress import describe_metrics
-from swinv2_mm.engine.runner import ConsoleRunner
+from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
 
 EXIT_OK = 0
 EXIT_CRASH = 1
@@ -60,18 +68,18 @@ def train(
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
 ) -> int:
-    """Trains the model of a config and writes `metrics.json` of the last validation.
+    """Train the model of a config and write `metrics.json` of the last validation.
 
     Args:
         config: The config file.
         work_dir: Folder for checkpoints, logs and metrics; default: the config's, else `work_dirs/<config>`.
         resume: A checkpoint to go on from, `'auto'` for the newest of the work directory, or None to begin anew.
-        amp: Trains in mixed precision.
-        auto_scale_lr: Scales the learning rate by the effective batch size.
-        max_iters: Runs this many iterations, then validates; default: as long as the config says.
-        no_pretrained: Starts from scratch where the config would start from pre-trained weights.
-        trust_checkpoint: Runs the code in checkpoints that need it.
-        device: `'auto'`, `'cuda'` or `'cpu'`.
+        amp: Train in mixed precision.
+        auto_scale_lr: Scale the learning rate by the effective batch size.
+        max_iters: Run this many iterations, then validate; default: as long as the config says.
+        no_pretrained: Start from scratch where the config would start from pre-trained weights.
+        trust_checkpoint: Run the code in checkpoints that need it.
+        device: A device of torch such as `'cpu'`, `'cuda:1'` or `'mps'`, or `'auto'`.
         launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
         cfg_options: Strings `KEY=VALUE` that override the config.
 
@@ -79,40 +87,39 @@ def train(
         The exit code: 0, 1 after a crash, 2 if something outside the program is wrong, 130 if interrupted.
     """
 
-    def run(console: Console) -> int:
-        cfg = load_config(config, cfg_options, console)
-        cfg.launcher = launcher
-        on_gpu = require_device(device, launcher)
-        _require_training(cfg, config)
-        set_work_dir(cfg, work_dir)
-        console.say(f'config: {config}; device: {describe_device(on_gpu)}')
+    def run() -> int:
+        cfg, on = _prepare(config, cfg_options, work_dir, device, launcher)
+        keys = ('train_dataloader', 'train_cfg', 'optim_wrapper')
+        _require_keys(cfg, keys, 'it cannot be trained')
+        on_gpu = on.type in GPU_KINDS
         if no_pretrained:
-            console.say(f'pre-trained weights: {drop_pretrained(cfg.model)} left out')
-        _prepare_checkpoints(cfg, resume, console)
+            say(f'pre-trained weights: {drop_pretrained(cfg.model)} left out')
+        _prepare_checkpoints(cfg, resume)
         if amp or cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             enable_amp(cfg, on_gpu)
-            console.say(f'mixed precision: {"fp16" if on_gpu else "bfloat16"}')
-        if auto_scale_lr:
+            say(f'mixed precision: {"fp16" if on_gpu else "bfloat16"}')
+        if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
             enable_lr_scaling(cfg)
-        parts = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-        check_dataset_files(cfg, parts)
-        check_classes(cfg, parts)
         if max_iters is not None:
-            console.say(f'schedule: {limit_iterations(cfg, max_iters)}')
-        join_processes(cfg, on_gpu)
-        runner = ConsoleRunner.build(cfg, console, on_gpu)
+            say(f'schedule: {limit_iterations(cfg, max_iters)}')
+        parts = ('train', 'val') if cfg.get('val_cfg') else ('train',)
+        runner = _checked(cfg, on, TrainingRunner, parts)
+        started = time.time()
         try:
             runner.train()
         except BaseException as error:
             # Once another process has stopped, this one may fail to reach it.
-            if not was_interrupted(error) and not runner.interrupts.requested:
+            if not was_interrupted(error) and not _asked_to_stop(runner):
                 if isinstance(error, CheckpointUnavailableError) and not cfg.get('load_from'):
                     raise SetupError(f'{error} To start from scratch: --no-pretrained.') from error
                 raise
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the message short
-            _say_how_to_resume(runner, console)
+            _say_how_to_resume(runner)
             return EXIT_INTERRUPTED
-        _finish_training(runner, console)
+        elapsed = timedelta(seconds=int(time.time() - started))
+        say(f'finished at iteration {runner.iter}, after {elapsed}')
+        if runner.rank == 0:
+            say(f'checkpoint: {newest_checkpoint(runner.work_dir)}; log: {log_file()}')
         return EXIT_OK
 
     return _guarded(run, launcher, trust_checkpoint)
@@ -132,164 +139,153 @@ def evaluate(
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
 ) -> int:
-    """Evaluates a checkpoint on the test set of a config and writes `metrics.json`.
+    """Evaluate a checkpoint on the test set of a config and write `metrics.json`.
 
     Args:
         config: The config file.
         checkpoint: The checkpoint, or a work directory for its newest one.
-        work_dir: Folder for log and metrics; default: the config's, else `work_dirs/<config>`.
-        tta: Test-time augmentation.
-        out: Where to keep the predictions: a pickle file for a detector, a folder of label PNGs for a segmenter.
-        show_dir: Folder for pictures of annotation and prediction side by side.
+        tta: Use test-time augmentation.
+        out: Where to keep the predictions: a pickle file for a detector, a folder of label PNGs for a segmentor.
+        show_dir: Folder for pictures of ground truth and prediction side by side.
         show_max: Number of pictures at most.
-        trust_checkpoint: Runs the code in the checkpoint if it needs that.
-        device: `'auto'`, `'cuda'` or `'cpu'`.
-        launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
-        cfg_options: Strings `KEY=VALUE` that override the config.
 
-    Returns:
-        The exit code, as of `train`.
+    For the other arguments and the exit code, see `train`.
     """
 
-    def run(console: Console) -> int:
-        cfg = load_config(config, cfg_options, console)
-        cfg.launcher = launcher
-        on_gpu = require_device(device, launcher)
-        for key in ('test_dataloader', 'test_cfg', 'test_evaluator'):
-            if not cfg.get(key):
-                raise SetupError(
-                    f'The config {config} defines no {key}: there is nothing to evaluate on.'
-                )
+    def run() -> int:
+        cfg, on = _prepare(config, cfg_options, work_dir, device, launcher)
+        keys = ('test_dataloader', 'test_cfg', 'test_evaluator')
+        _require_keys(cfg, keys, 'there is nothing to evaluate on')
         cfg.load_from, cfg.resume = require_checkpoint(checkpoint), False
-        set_work_dir(cfg, work_dir)
-        check_dataset_files(cfg, ('test',))
-        check_classes(cfg, ('test',))
-        console.say(f'config: {config}; device: {describe_device(on_gpu)}')
-        console.say(f'checkpoint: {cfg.load_from}')
+        say(f'checkpoint: {cfg.load_from}')
         if tta:
-            console.say(f'test-time augmentation: {use_tta(cfg)}')
-        join_processes(cfg, on_gpu)
-        kept = dump_predictions(cfg, out) if out else None
-        runner = ConsoleRunner.build(cfg, console, on_gpu, testing=True)
-        drawing = add_drawing(runner, show_dir, show_max) if show_dir else None
-        console.say(f'data: {len(runner.test_dataloader.dataset)} test images')
+            say(f'test-time augmentation: {use_tta(cfg)}')
+        if out:
+            dump_predictions(cfg, out)
+        if show_dir:
+            add_drawing(cfg, show_dir, show_max)
+        runner = _checked(cfg, on, EvaluationRunner, ('test',))
+        say(f'data: {len(runner.test_dataloader.dataset)} test images')
         runner.test()
-        _report_metrics(runner, console)
-        if kept:
-            console.say(f'predictions: {kept}')
-        if drawing:
-            console.say(f'pictures: {drawing.num_drawn} in {drawing.folder}')
-        console.say(f'log: {console.log_path}')
+        if out:
+            say(f'predictions: {out}')
+        if runner.rank == 0:
+            say(f'log: {log_file()}')
         return EXIT_OK
 
     return _guarded(run, launcher, trust_checkpoint)
 
 
-def _guarded(run: Callable[[Console], int], launcher: str, trust: bool) -> int:
-    """Runs `run` with a console and turns what goes wrong into words and an exit code."""
+def _guarded(run: Callable[[], int], launcher: str, trust: bool) -> int:
+    """Run `run`; report what goes wrong and return the exit code."""
     rank = process_rank(launcher)
-    name = f'rank {rank}' if launcher != 'none' else ''
-    with trust_checkpoints(trust), Console(speaks=rank == 0, name=name) as console:
-        code = _exit_code(run, console)
+    start_logging(rank)
+    with restored_device(), guard_mmengine(), trust_checkpoints(trust):
+        code = _exit_code(run, rank)
     leave_processes(code)
     return code
 
 
-def _exit_code(run: Callable[[Console], int], console: Console) -> int:
-    """Runs `run`; says what goes wrong."""
+def _exit_code(run: Callable[[], int], rank: int) -> int:
+    """Run `run` and report what goes wrong."""
     try:
-        return run(console)
+        return run()
     except (SetupError, CheckpointError) as error:
-        # Mostly every process finds the same. The first one says so, and its launcher ends the others while they wait.
-        if not console.speaks:
+        # Usually every process finds the same. The first one says so, and its launcher ends the others while they wait.
+        if rank:
             time.sleep(_GRACE)
-        console.fail(str(error))
+        fail(str(error), rank)
         return EXIT_SETUP
     except BaseException as error:
         if was_interrupted(error):
-            console.say('interrupted')
+            say('interrupted')
             return EXIT_INTERRUPTED
         if not isinstance(error, Exception):
             raise
-        report_failure(error, console)
+        report_failure(error, rank)
         return EXIT_CRASH
 
 
-def _require_training(cfg: Config, config: str) -> None:
-    """Checks that the config says how to train."""
-    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+def _prepare(
+    config: str, options: Sequence[str], work_dir: str | None, device: str, launcher: str
+) -> tuple[Config, torch.device]:
+    """Return the config of a run, and the device that it runs on."""
+    cfg = load_config(config, options)
+    cfg.launcher = launcher
+    complete_config(cfg)
+    used = use_device(device, launcher)
+    set_work_dir(cfg, work_dir)
+    say(f'config: {config}; device: {describe_device(used)}')
+    return cfg, used
+
+
+def _require_keys(cfg: Config, keys: tuple[str, ...], otherwise: str) -> None:
+    """Check that the config defines what a run needs."""
+    for key in keys:
         if not cfg.get(key):
-            raise SetupError(f'The config {config} defines no {key}: it cannot be trained.')
+            raise SetupError(f'The config {cfg.filename} defines no {key}: {otherwise}.')
 
 
-def _prepare_checkpoints(cfg: Config, resume: str | None, console: Console) -> None:
-    """Sets what the run loads before it starts, and checks that it is there."""
+def _checked(
+    cfg: Config, device: torch.device, kind: type[Runner], parts: tuple[str, ...]
+) -> Runner:
+    """Return the runner of a config whose data have been checked.
+
+    It is built when the checks ask for a data set, so that they look at what the run uses and nothing is read twice.
+    """
+
+    @functools.cache
+    def runner() -> Runner:
+        join_processes(cfg, device)
+        return kind.from_cfg(cfg)
+
+    data = ConfiguredData(
+        cfg,
+        parts,
+        build_dataset=lambda part: getattr(runner(), f'{part}_dataloader').dataset,
+        build_model=lambda: runner().model,
+    )
+    findings = list(check_data(data))
+    errors = [str(finding) for finding in findings if finding.severity == 'error']
+    if errors:
+        raise SetupError('\n'.join(errors))
+    for finding in findings:
+        warn(str(finding))
+    return runner()
+
+
+def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
+    """Set what the run loads before it starts, and check that it exists."""
     if resume == 'auto':
-        newest = newest_checkpoint(cfg.work_dir)
-        if newest is None:
-            console.warn(
+        resume = newest_checkpoint(cfg.work_dir)
+        if resume is None:
+            warn(
                 f'--resume: no checkpoint in {cfg.work_dir} yet, so the training begins from the start.'
             )
-            resume = None
-        else:
-            resume = newest
     if resume is not None:
         cfg.load_from, cfg.resume = require_checkpoint(resume), True
         drop_pretrained(cfg.model)  # the checkpoint would overwrite them
-        console.say(f'resuming from {cfg.load_from}')
+        say(f'resuming from {cfg.load_from}')
     elif cfg.get('load_from'):
         cfg.load_from = require_checkpoint(cfg.load_from)
-        console.say(f'starting from the weights of {cfg.load_from}')
-    _check_init_cfg(cfg.model)
-
-
-def _check_init_cfg(cfg: object) -> None:
-    """Checks the checkpoints that parts of the model initialise themselves from."""
-    if isinstance(cfg, dict):
-        named = cfg.get('checkpoint') if cfg.get('type') == 'Pretrained' else None
-        if (
-            isinstance(named, str) and not Path(named).is_dir()
-        ):  # a folder is a model of transformers
+        say(f'starting from the weights of {cfg.load_from}')
+    for part in dicts_in(cfg.model):
+        named = part.get('checkpoint') if part.get('type') == 'Pretrained' else None
+        # A folder is a model of transformers.
+        if isinstance(named, str) and not Path(named).is_dir():
             require_checkpoint(named)
-        for value in cfg.values():
-            _check_init_cfg(value)
-    elif isinstance(cfg, (list, tuple)):
-        for value in cfg:
-            _check_init_cfg(value)
 
 
-def _say_how_to_resume(runner: ConsoleRunner, console: Console) -> None:
-    """Says where an interrupted training stands."""
-    console.say(f'interrupted at iteration {runner.progress.iteration}; log: {console.log_path}')
-    try:
-        newest = newest_checkpoint(runner.work_dir)
-    except SetupError as error:
-        console.say(str(error))
-        return
-    if newest is None:
-        console.say('no checkpoint was written yet: the next run begins from the start')
-    else:
-        console.say(f'to go on from {newest}: the same command with --resume')
+def _asked_to_stop(runner: Runner) -> bool:
+    """Return whether Ctrl-C was pressed during the training."""
+    return any(getattr(hook, 'requested', False) for hook in runner.hooks)
 
 
-def _finish_training(runner: ConsoleRunner, console: Console) -> None:
-    """Writes the metrics and says what there is now."""
-    elapsed = timedelta(seconds=int(time.time() - runner.progress.started))
-    console.say(f'finished at iteration {runner.progress.iteration}, after {elapsed}')
-    _report_metrics(runner, console)
-    newest = newest_checkpoint(runner.work_dir) if runner.rank == 0 else None
+def _say_how_to_resume(runner: Runner) -> None:
+    """Say where an interrupted training stands."""
+    say(f'interrupted at iteration {runner.iter}; log: {log_file()}')
+    newest = newest_checkpoint(runner.work_dir)
     if newest:
-        console.say(f'checkpoint: {newest}')
-    best = runner.message_hub.runtime_info.get('best_ckpt')
-    if best and Path(best).is_file():
-        console.say(f'best checkpoint: {best}')
-    console.say(f'log: {console.log_path}')
-
-
-def _report_metrics(runner: ConsoleRunner, console: Console) -> None:
-    """Says the metrics of the last evaluation and writes them to the work directory."""
-    metrics = runner.progress.metrics
-    for line in describe_metrics(metrics):
-        console.say(f'metrics: {line}')
-    if metrics is not None and runner.rank == 0:
-        console.say(f'metrics written to {write_metrics(metrics, runner.work_dir)}')
+        say(f'to continue from {newest}: the same command with --resume')
+    else:
+        say('no checkpoint was written yet: the next run begins from the start')

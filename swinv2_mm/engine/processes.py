@@ -1,4 +1,4 @@
-"""Starts the processes of a distributed run: torchrun, without its stack trace when one of them fails.
+"""Start the processes of a distributed run: torchrun, without its stack trace when one of them fails.
 
 `python -m swinv2_mm.engine.processes [torchrun's options] SCRIPT [its options]`, as `tools/dist_train.sh` does. Each
 process says itself what went wrong; torchrun would add some forty lines about its own inside.
@@ -18,10 +18,10 @@ from swinv2_mm.engine.launch import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_SETUP
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Runs torchrun and returns the exit code of the first process that failed, or 0.
+    """Run torchrun and return the exit code of the first process that failed, or 0.
 
     Args:
-        arguments: What torchrun is given.
+        arguments: Arguments of torchrun.
     """
     logging.disable(logging.CRITICAL)  # torchrun's own, in this process only
     try:
@@ -30,10 +30,10 @@ def start(arguments: Sequence[str]) -> int:
         rank, failure = failed.get_first_failure()
         if failure.exitcode in (EXIT_SETUP, EXIT_INTERRUPTED):
             return failure.exitcode
-        if failure.exitcode < 0:  # by a signal: it had no chance to speak
+        if failure.exitcode < 0:  # by a signal: it could not report
             print(
                 f'Process {rank} was ended by signal {-failure.exitcode}; '
-                'signal 9 mostly means that the machine ran out of memory.',
+                'signal 9 usually means that the machine ran out of memory.',
                 file=sys.stderr,
             )
         return EXIT_CRASH

@@ -1,4 +1,4 @@
-"""Backbones and the layers they are made of."""
+"""Backbones and their layers."""
 
 from swinv2_mm.models.backbones import SwinTransformerV2, SwinTransformerV2CR
 from swinv2_mm.models.builders import (

@@ -1,6 +1,6 @@
-"""Feature extractors in one call, with the keywords of ChristophReich1996/Swin-Transformer-V2.
+"""Functions that build feature extractors, with the arguments of ChristophReich1996/Swin-Transformer-V2.
 
-Code written for that repository runs with its import line changed to
+Code written for that repository runs after changing its import to
 `from swinv2_mm.models import SwinTransformerV2, swin_transformer_v2_t`.
 """
 
@@ -19,7 +19,7 @@ class SwinFeatures(SwinTransformerV2):
     """`SwinTransformerV2` that returns a list."""
 
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
-        """As of `SwinTransformerV2`, in a list."""
+        """Return the maps of `SwinTransformerV2` in a list."""
         return list(super().forward(x))
 
 
@@ -27,11 +27,11 @@ class SwinFeaturesCR(SwinTransformerV2CR):
     """`SwinTransformerV2CR` that returns a list."""
 
     def forward(self, x: Tensor) -> list[Tensor]:  # type: ignore[override]
-        """As of `SwinTransformerV2CR`, in a list."""
+        """Return the maps of `SwinTransformerV2CR` in a list."""
         return list(super().forward(x))
 
 
-# The original repository knows neither output norms, nor stage norms, nor a start at zero.
+# The original repository does not have output norms, stage norms or an initial scale of zero.
 _CR_OPTIONS: dict[str, Any] = dict(
     temperature='tau', meta_hidden_dims=256, stage_norms='none', init_values=None
 )
@@ -52,26 +52,26 @@ def swin_transformer_v2(
     ff_feature_ratio: float = 4.0,
     variant: str = 'v2',
 ) -> SwinTransformerV2:
-    """Build a feature extractor that maps images of any size to the list of its four stages' maps, without norms.
+    """Build a feature extractor that returns the maps of four stages in a list, without output norms.
 
     Args:
         arch: `'tiny'`, `'small'`, `'base'`, `'large'`, `'huge'` or `'giant'`.
-        input_resolution: Height and width of the images in pixels. Only kept as an attribute: windows are laid out for
-            the size of every batch, so it binds nothing.
-        window_size: Attention window in tokens, in every form that `SwinTransformerV2` takes.
+        input_resolution: Height and width of the images in pixels. Only stored as an attribute: images of any size
+            are accepted.
+        window_size: Attention window in tokens; see `SwinTransformerV2`.
         in_channels: Channels of the image.
-        use_checkpoint: Whether activations are recomputed in the backward pass.
-        sequential_self_attention: Whether windows are attended one after the other: least memory, slowest.
-        use_deformable_block: Whether the blocks of stages 2 to 4 look at learned offsets.
+        use_checkpoint: Whether to recompute activations in the backward pass.
+        sequential_self_attention: Whether to process windows one by one: least memory, slowest.
+        use_deformable_block: Whether to use `DeformableSwinBlock` in stages 2 to 4.
         dropout: Dropout after the patch embedding, attention and MLPs.
         dropout_attention: Dropout of attention weights.
-        dropout_path: Stochastic depth of the last block.
+        dropout_path: Stochastic depth rate of the last block.
         patch_size: Side of a patch in pixels.
-        ff_feature_ratio: Hidden width of the MLPs over their input.
-        variant: `'v2'` for the official model, `'cr'` for the original repository's own, which takes its checkpoints.
+        ff_feature_ratio: Ratio of hidden width to input width of the MLPs.
+        variant: `'v2'` for the official model, `'cr'` for the model and checkpoints of the original repository.
 
     Returns:
-        The backbone; `(B, C, H, W)` in, a list of `(B, C_i, ceil(H / s_i), ceil(W / s_i))` out.
+        A backbone that maps `(B, C, H, W)` to a list of `(B, C_i, ceil(H / s_i), ceil(W / s_i))`.
 
     Raises:
         TypeError: If an option does not exist or has the wrong type.
@@ -110,30 +110,30 @@ def swin_transformer_v2(
 
 
 def swin_transformer_v2_t(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-T; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-T; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('tiny', *args, **options)
 
 
 def swin_transformer_v2_s(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-S; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-S; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('small', *args, **options)
 
 
 def swin_transformer_v2_b(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-B; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-B; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('base', *args, **options)
 
 
 def swin_transformer_v2_l(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-L; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-L; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('large', *args, **options)
 
 
 def swin_transformer_v2_h(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-H; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-H; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('huge', *args, **options)
 
 
 def swin_transformer_v2_g(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-G; arguments as of `swin_transformer_v2`, without the first."""
+    """Build SwinV2-G; see `swin_transformer_v2` for the other arguments."""
     return swin_transformer_v2('giant', *args, **options)

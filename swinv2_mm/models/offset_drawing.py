@@ -1,4 +1,4 @@
-"""Seeing where deformable blocks look."""
+"""Visualisation of the offsets of deformable blocks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from swinv2_mm.models.layers import DeformableSwinBlock
 
 
 def last_offsets(model: nn.Module) -> dict[str, Tensor]:
-    """The offsets of all deformable blocks of a model in its last forward pass.
+    """Return the offsets of all deformable blocks of a model in its last forward pass.
 
     Args:
         model: A backbone, or any model that contains one.
 
     Returns:
-        By name of the block, `(B, nH, H, W, 2)` in tokens of its stage, x before y.
+        Map from block names to offsets `(B, nH, H, W, 2)` in tokens of the stage, x before y.
 
     Raises:
-        ValueError: If the model has no deformable block, or has seen no image yet.
+        ValueError: If the model does not have deformable blocks, or has not been run yet.
     """
     blocks = {
         name: block
@@ -44,20 +44,20 @@ def draw_offsets(
     max_arrows: int = 24,
     color: Any = 'yellow',
 ) -> np.ndarray:
-    """Draw offsets on an image, as arrows from each token to where it is read instead.
+    """Draw offsets on an image as arrows from each token to its sampling position.
 
     Args:
-        image: `(H, W, 3)`, RGB, 0 to 255: the image that went in, without what a batch adds at its sides.
-        offsets: `(nH, h, w, 2)`, of one image out of what `last_offsets` returns.
-        head: Which head; default: the mean of all.
-        max_arrows: Arrows along the longer side of the map at most; of more tokens, every second, third, ... is drawn.
-        color: Colour of the arrows, as matplotlib names it.
+        image: `(H, W, 3)`, RGB, 0 to 255: the input image without batch padding.
+        offsets: `(nH, h, w, 2)`, offsets of one image from `last_offsets`.
+        head: Index of the head; `None` for the mean over all heads.
+        max_arrows: Maximum number of arrows along the longer side of the map; larger maps are subsampled.
+        color: Colour of the arrows, as in matplotlib.
 
     Returns:
         `(H, W, 3)`, RGB, 0 to 255.
 
     Raises:
-        ValueError: If a shape is another, or there is no such head.
+        ValueError: If a shape is wrong or `head` is out of range.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from swinv2_mm.execution import takes_onednn
+from swinv2_mm.ops.optional import flop_registry, register_flop_formula
+from swinv2_mm.ops.private import onednn_linear
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
-_AVX2 = torch.backends.cpu.get_cpu_capability() == 'AVX2'
-_LINEAR = None
-if torch.backends.mkldnn.is_available():
-    _LINEAR = getattr(torch.ops.mkldnn, '_linear_pointwise', None)
+_LINEAR: Any = onednn_linear()
 
 # Measured on two cores with AVX2; outside of these MKL is as fast or faster. With more input channels the convolution
 # runs at a third of its speed at some numbers of rows.
@@ -45,35 +44,17 @@ if _LINEAR is not None:
 
 
 if torch.ops.aten.mkldnn_convolution not in flop_registry:
-    _count = flop_registry[torch.ops.aten.convolution]
+    _count: Any = flop_registry.get(torch.ops.aten.convolution)
 
     @register_flop_formula(torch.ops.aten.mkldnn_convolution, get_raw=True)
     def _convolution_flops(
         x: Any, weight: Any, bias: Any, padding: Any, stride: Any, dilation: Any, groups: Any,
         out_val: Any = None, **kwargs: Any,
     ) -> int:  # fmt: skip
-        """As of the convolution that may have any backend."""
+        """For torch's flop counter: that of `aten.convolution`."""
         return _count(
             x, weight, bias, stride, padding, dilation, False, [0, 0], groups, out_val=out_val
         )
-
-
-def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether `linear` goes to oneDNN: fp32 on a CPU, and no tracer, compiler, transform or autocast at work."""
-    if torch.compiler.is_compiling() or not (_LINEAR is not None and (_AVX2 or _AVX512)):
-        return False
-    return (
-        x.device.type == 'cpu'
-        and x.dtype == weight.dtype == torch.float32
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and type(weight) in (Tensor, torch.nn.Parameter)
-        and x.numel() > 0
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.jit.is_tracing()
-        and not torch.onnx.is_in_onnx_export()
-        and not torch.is_autocast_enabled('cpu')
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -85,7 +66,7 @@ def _as_map(x: Tensor) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`(..., C_in)` times `(C_out, C_in)`, transposed."""
     if _AVX512:
-        return _LINEAR(x, weight, bias, 'none', [], '')  # type: ignore[misc]
+        return _LINEAR(x, weight, bias, 'none', [], '')
     if x.shape[-1] not in _CHANNELS or x.numel() < _ROWS * x.shape[-1]:
         return F.linear(x, weight, bias)
     kernel = weight[:, :, None, None]
@@ -147,16 +128,18 @@ class _OneDnnLinear(torch.autograd.Function):
         return _product_in_parts(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
+        # With `create_graph=True` the gradients have gradients: plain operators, which autograd knows.
+        twice = torch.is_grad_enabled()
         if ctx.needs_input_grad[0]:
-            of_x = _input_gradient(grad, x, weight)
+            of_x = grad @ weight if twice else _input_gradient(grad, x, weight)
         if ctx.needs_input_grad[1]:
-            of_weight = _weight_gradient(grad, x, weight)
+            of_rows, rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, x))
+            of_weight = of_rows.t() @ rows if twice else _weight_gradient(grad, x, weight)
         if ctx.needs_input_grad[2]:
-            of_bias = grad.flatten(0, -2).sum(0)
+            of_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
         return of_x, of_weight, of_bias
 
 
@@ -172,14 +155,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     Returns:
         `(..., C_out)`.
     """
-    if not uses_onednn(x, weight):
+    if not takes_onednn(x, weight):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     if not torch.is_grad_enabled():
         if not gelu:
             return _product(x, weight, bias)
         if _AVX512:
-            return _LINEAR(x, weight, bias, 'gelu', [], 'none')  # type: ignore[misc]
+            return _LINEAR(x, weight, bias, 'gelu', [], 'none')
         return torch.ops.aten.gelu_(_product(x, weight, bias))
     y = _OneDnnLinear.apply(x, weight, bias)
     return F.gelu(y) if gelu else y

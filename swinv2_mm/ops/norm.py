@@ -7,24 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from swinv2_mm.execution import fuses_norm
 from swinv2_mm.ops.llvm import runtime
-
-
-def _runs_kernel(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
-    return (
-        type(norm) is nn.LayerNorm
-        and norm.weight is not None
-        and norm.bias is not None
-        and len(norm.normalized_shape) == 1
-        and not torch.is_grad_enabled()
-        and runtime.is_plain(x)
-        and x.device.type == 'cpu'
-        and x.dtype == y.dtype == norm.weight.dtype == torch.float32
-        and runtime.why_not_here() is None
-        and y.shape[-1] % runtime.lanes() == 0
-        and x.is_contiguous()
-        and y.is_contiguous()
-    )
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -> Tensor:
@@ -39,7 +23,7 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -
     Returns:
         `out`.
     """
-    if not _runs_kernel(x, y, norm):
+    if not fuses_norm(x, y, norm):
         found = x + norm(y)
         return found if out is None else out.copy_(found)
     from swinv2_mm.ops.llvm import norm_kernel

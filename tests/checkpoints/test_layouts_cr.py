@@ -161,17 +161,17 @@ def test_a_file_of_one_family_names_the_backbone_of_the_other(seed_file, tmp_pat
     main = nano()
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(main, seed_file)
-    assert "this is a SwinTransformerV2: build type='SwinTransformerV2CR' for it" in str(
+    assert "this is a SwinTransformerV2: build type='swinv2_mm.SwinTransformerV2CR' for it" in str(
         caught.value
     )
     torch.save(timm_cr().state_dict(), tmp_path / 'timm.pth')
-    with pytest.raises(CheckpointError, match="build type='SwinTransformerV2CR'"):
+    with pytest.raises(CheckpointError, match=r"build type='swinv2_mm\.SwinTransformerV2CR'"):
         main.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'timm.pth'))
         main.init_weights()
     torch.save(main.state_dict(), tmp_path / 'main.pth')
     with pytest.raises(CheckpointError) as caught:
         load_pretrained(cr(), tmp_path / 'main.pth')
-    assert "this is a SwinTransformerV2CR: build type='SwinTransformerV2' for it" in str(
+    assert "this is a SwinTransformerV2CR: build type='swinv2_mm.SwinTransformerV2' for it" in str(
         caught.value
     )
     assert len(str(caught.value).splitlines()) == 1

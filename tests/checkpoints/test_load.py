@@ -312,5 +312,5 @@ def test_a_permission_that_is_no_regular_expression_is_an_error(nano, tmp_path):
     state = official(weights(nano()))
     del state['patch_embed.norm.bias']
     torch.save(state, tmp_path / 'file.pth')
-    with pytest.raises(CheckpointError, match=r"allow='\*norm' is no regular expression"):
+    with pytest.raises(CheckpointError, match=r"allow='\*norm' is not a regular expression"):
         load_pretrained(nano(), tmp_path / 'file.pth', allow=['*norm'])

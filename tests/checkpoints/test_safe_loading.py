@@ -1,17 +1,22 @@
-"""No checkpoint runs code, whichever way it is loaded; what a training needs to resume is loaded all the same."""
+"""No checkpoint runs code, whichever way it is loaded; harmless metadata is loaded."""
 
 import argparse
+import collections
+import datetime
 import functools
 import http.server
+import subprocess
+import sys
 import threading
+import types
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 import torch
 from hostile import KINDS, forged_numpy, reaching_for, write_hostile
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import DefaultSampler
 from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.logging import HistoryBuffer
@@ -28,6 +33,7 @@ from torch import nn
 from swinv2_mm.checkpoints import (
     CheckpointError,
     UntrustedCheckpointError,
+    guard_mmengine,
     load_pretrained,
     read_checkpoint_file,
     trust_checkpoints,
@@ -46,6 +52,12 @@ def hostile(request, tmp_path):
     file = write_hostile(tmp_path, marker)[request.param]
     yield str(file)
     assert not marker.exists(), 'the code in the checkpoint ran'
+
+
+@pytest.fixture
+def guarded():
+    with guard_mmengine():
+        yield
 
 
 def test_the_hostile_files_are_hostile(tmp_path):
@@ -73,6 +85,7 @@ def test_our_own_ways(hostile, nano, tmp_path):
             load(hostile)
 
 
+@pytest.mark.usefixtures('guarded')
 def test_the_ways_of_mmengine(hostile, nano):
     for load in (
         _load_checkpoint,
@@ -82,6 +95,9 @@ def test_the_ways_of_mmengine(hostile, nano):
     ):
         with pytest.raises(CheckpointError):
             load(hostile)
+
+
+def test_init_cfg_of_the_backbone_needs_no_guard(hostile, nano):
     for prefix in (None, 'backbone.'):
         backbone = nano(init_cfg=dict(type='Pretrained', checkpoint=hostile, prefix=prefix))
         with pytest.raises(CheckpointError):
@@ -138,6 +154,7 @@ def toy_runner(folder, model=None, **options):
     )
 
 
+@pytest.mark.usefixtures('guarded')
 def test_a_runner(hostile, tmp_path):
     """`load_from`, `resume` and `init_cfg` of a whole model: the routes of every OpenMMLab tool."""
     for options in (dict(load_from=hostile), dict(load_from=hostile, resume=True)):
@@ -149,6 +166,7 @@ def test_a_runner(hostile, tmp_path):
         toy_runner(tmp_path, Toy(dict(type='Pretrained', checkpoint=hostile))).train()
 
 
+@pytest.mark.usefixtures('guarded')
 def test_over_http(tmp_path, monkeypatch):
     marker = tmp_path / 'marker'
     files = write_hostile(tmp_path, marker)
@@ -217,6 +235,7 @@ def test_the_converters_refuse_and_trust_when_told(tool, tmp_path, run_tool):
     assert marker.exists()
 
 
+@pytest.mark.usefixtures('guarded')
 def test_trust_is_given_for_a_while_only(tmp_path):
     marker = tmp_path / 'marker'
     file = write_hostile(tmp_path, marker)['zip']
@@ -229,6 +248,7 @@ def test_trust_is_given_for_a_while_only(tmp_path):
         _load_checkpoint(str(file))
 
 
+@pytest.mark.usefixtures('guarded')
 def test_a_training_resumes_with_its_log_and_optimizer(tmp_path):
     """The checkpoints of mmengine hold its log, which pickles methods by `getattr`, and numpy numbers."""
     runner = toy_runner(tmp_path)
@@ -243,20 +263,46 @@ def test_a_training_resumes_with_its_log_and_optimizer(tmp_path):
     assert losses.statistics('mean', 2) == pytest.approx(losses.data[0][-2:].mean())
 
 
-def test_harmless_things_that_scripts_save_beside_the_weights(tmp_path):
+NOW = datetime.datetime(2024, 5, 17, 12, 30, tzinfo=datetime.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        Config(dict(model=dict(type='FPN', scales=[1, 2]))),
+        ConfigDict(optimizer=dict(lr=0.1), hooks=[dict(type='EMAHook')]),
+        {'date': NOW.date(), 'time': NOW.time(), 'now': NOW, 'took': datetime.timedelta(hours=2)},
+        collections.OrderedDict(a=1),
+        collections.Counter('aab'),
+        argparse.Namespace(lr=0.1),
+        types.SimpleNamespace(lr=0.1),
+        np.float64(0.5),
+        [range(3), slice(1, 2), frozenset([1]), {1, 2}, 2**70, 1j, b'bytes', None, True],
+        torch.__version__,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_harmless_metadata_is_loaded_as_it_was(value, tmp_path):
+    torch.save({'weight': torch.ones(2), 'meta': value}, tmp_path / 'file.pth')
+    loaded = read_checkpoint_file(tmp_path / 'file.pth')['meta']
+    assert type(loaded) is type(value)
+    if isinstance(value, Config):
+        loaded, value = loaded.to_dict(), value.to_dict()
+    assert loaded == value
+
+
+def test_metadata_that_is_loaded_as_something_plainer(tmp_path):
     content = {
-        'state_dict': {'weight': torch.ones(2)},
-        'args': argparse.Namespace(lr=0.1),
         'where': Path('/tmp/x'),
-        'best': np.float64(0.5),
+        'losses': collections.defaultdict(list, box=[0.5]),
         'history': np.arange(3),
         'buffer': HistoryBuffer([1.0], [1]),
     }
     torch.save(content, tmp_path / 'file.pth')
     loaded = read_checkpoint_file(tmp_path / 'file.pth')
-    assert loaded['best'] == 0.5 and loaded['history'].tolist() == [0, 1, 2]
-    assert loaded['args'].lr == 0.1
-    assert not isinstance(loaded['args'], argparse.Namespace)  # a stand-in without behaviour
+    assert loaded['where'] == PurePosixPath('/tmp/x')  # no access to files
+    assert type(loaded['losses']) is dict and loaded['losses'] == {'box': [0.5]}
+    assert loaded['history'].tolist() == [0, 1, 2]
     assert loaded['buffer'].statistics('mean') == 1.0
 
 
@@ -342,11 +388,34 @@ def test_what_others_allow_does_not_replace_our_getattr(tmp_path):
     assert not marker.exists()
 
 
-def test_every_loader_of_mmengine_is_ours():
-    loaders = CheckpointLoader._schemes
-    assert len(loaders) > 8
-    for scheme, loader in loaders.items():
-        assert loader.__module__ == 'swinv2_mm.checkpoints.mmengine_seam', scheme
+def test_the_guard_replaces_every_loader_of_mmengine_and_gives_it_back():
+    before = dict(CheckpointLoader._schemes)
+    assert len(before) > 8
+    with guard_mmengine():
+        for scheme, loader in CheckpointLoader._schemes.items():
+            assert loader.__module__ == 'swinv2_mm.checkpoints.guard', scheme
+        with guard_mmengine():
+            pass
+        assert CheckpointLoader._schemes[''].__module__ == 'swinv2_mm.checkpoints.guard'
+    assert dict(CheckpointLoader._schemes) == before
+
+
+@pytest.mark.parametrize(
+    ('imported', 'owner'),
+    [
+        ('swinv2_mm.checkpoints.convert, swinv2_mm.models, swinv2_mm.engine', 'mmengine.runner'),
+        ('swinv2_mm.checkpoints.guarded', 'swinv2_mm.checkpoints.guard'),
+    ],
+)
+def test_only_the_module_for_configs_guards_mmengine_on_import(imported, owner):
+    code = (
+        f'import {imported}\n'
+        'from mmengine.runner.checkpoint import CheckpointLoader\n'
+        'print({loader.__module__ for loader in CheckpointLoader._schemes.values()})\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    owners = eval(done.stdout.splitlines()[-1])
+    assert len(owners) == 1 and owners.pop().startswith(owner)
 
 
 def test_nothing_stays_allowed_after_a_load(tmp_path):
@@ -354,9 +423,3 @@ def test_nothing_stays_allowed_after_a_load(tmp_path):
     torch.save({'weight': torch.ones(2)}, tmp_path / 'file.pth')
     read_checkpoint_file(tmp_path / 'file.pth')
     assert set(torch.serialization.get_safe_globals()) == before
-
-
-def test_dead_stores_are_refused():
-    for address in ('s3://bucket/file.pth', 'pavi://model', 'openmmlab:s3://bucket/file.pth'):
-        with pytest.raises(CheckpointError, match='download the file'):
-            _load_checkpoint(address)

@@ -5,13 +5,23 @@ import http.server
 import json
 import re
 import threading
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 import torch
+from hostile import write_hostile
+from mmengine.fileio.backends import BaseStorageBackend, backends
+from mmengine.runner.checkpoint import _load_checkpoint, get_mmcls_models
 from safetensors.torch import save_file
 
-from swinv2_mm.checkpoints import CheckpointError, CheckpointUnavailableError, load_pretrained
+from swinv2_mm.checkpoints import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    UntrustedCheckpointError,
+    guard_mmengine,
+    load_pretrained,
+)
 from swinv2_mm.checkpoints.sources import _first_rank_first, fetch_checkpoint
 
 
@@ -213,16 +223,61 @@ def test_file_addresses(tmp_path):
 
 
 def test_a_classifier_of_mmcls_that_is_none(torch_home):
-    from mmengine.runner.checkpoint import _load_checkpoint, get_mmcls_models
-
     name, url = next(iter(get_mmcls_models().items()))
     target = torch_home / 'hub/checkpoints' / url.rsplit('/')[-1]
     target.parent.mkdir(parents=True)
     torch.save([1, 2], target)
-    with pytest.raises(CheckpointError, match='holds a list, not a dict of weights'):
-        _load_checkpoint(f'mmcls://{name}')
-    torch.save({'state_dict': {'backbone.a': torch.ones(2), 'head.b': torch.ones(3)}}, target)
-    assert set(_load_checkpoint(f'mmcls://{name}')['state_dict']) == {'a'}
+    with guard_mmengine():
+        with pytest.raises(CheckpointError, match='holds a list, not a dict of weights'):
+            _load_checkpoint(f'mmcls://{name}')
+        content = {'state_dict': {'backbone.a': torch.ones(2), 'head.b': torch.ones(3)}}
+        torch.save(content, target)
+        assert set(_load_checkpoint(f'mmcls://{name}')['state_dict']) == {'a'}
+
+
+class FolderStore(BaseStorageBackend):
+    """An object store whose buckets are in the folder `root`."""
+
+    root = Path()
+
+    def get(self, filepath):
+        return (self.root / filepath.partition('://')[2]).read_bytes()
+
+    def get_text(self, filepath, encoding='utf-8'):
+        return self.get(filepath).decode(encoding)
+
+
+@pytest.mark.parametrize('address', ['s3://bucket/file.pth', 'cluster:petrel://bucket/file.pth'])
+def test_object_stores(address, tmp_path, monkeypatch, nano):
+    """Under the name by which mmengine asks for its client, which is a package of its own."""
+    (tmp_path / 'bucket').mkdir()
+    monkeypatch.setattr(FolderStore, 'root', tmp_path)
+    monkeypatch.setitem(backends, 'petrel', FolderStore)
+    backbone = nano()
+    torch.save(backbone.state_dict(), tmp_path / 'bucket/file.pth')
+    weight = backbone.patch_embed.proj.weight
+    assert torch.equal(_load_checkpoint(address)['patch_embed.proj.weight'], weight)
+    with guard_mmengine():
+        assert torch.equal(_load_checkpoint(address)['patch_embed.proj.weight'], weight)
+    other = nano(init_cfg=dict(type='Pretrained', checkpoint=address))
+    other.init_weights()
+    assert torch.equal(other.patch_embed.proj.weight, weight)
+
+    marker = tmp_path / 'marker'
+    (tmp_path / 'bucket/file.pth').write_bytes(write_hostile(tmp_path, marker)['zip'].read_bytes())
+    with guard_mmengine(), pytest.raises(UntrustedCheckpointError):
+        _load_checkpoint(address)
+    assert not marker.exists()
+    (tmp_path / 'bucket/file.pth').unlink()
+    with pytest.raises(CheckpointUnavailableError, match=f'cannot read {re.escape(address)}'):
+        load_pretrained(nano(), address)
+
+
+def test_models_of_openmmlab_in_the_folder_of_mmengine(tmp_path, monkeypatch, nano):
+    monkeypatch.setenv('MMENGINE_HOME', str(tmp_path))
+    (tmp_path / 'open_mmlab.json').write_text('{"mine": "mine.pth"}')
+    torch.save(nano().state_dict(), tmp_path / 'mine.pth')
+    assert fetch_checkpoint('open-mmlab://mine').path == tmp_path / 'mine.pth'
 
 
 def test_a_download_that_breaks_off_leaves_nothing_behind(torch_home, tmp_path, nano):

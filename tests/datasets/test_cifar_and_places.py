@@ -69,8 +69,8 @@ def test_code_in_a_batch_does_not_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('batch', 'words'),
     [
-        (b'not a pickle', 'is no batch of CIFAR-10, or is damaged'),
-        (b'', 'is no batch of CIFAR-10, or is damaged'),
+        (b'not a pickle', 'is not a batch of CIFAR-10, or is damaged'),
+        (b'', 'is not a batch of CIFAR-10, or is damaged'),
         (pickle.dumps([1, 2]), r'data of shape \(0,\)'),
         (
             pickle.dumps({'data': np.zeros((2, 3072), np.uint8), 'fine_labels': [3, 4]}),
@@ -92,7 +92,7 @@ def test_other_files_are_told_from_a_batch(tmp_path, batch, words):
 def test_a_batch_that_was_cut_short(cifar):
     path = cifar[0] / CIFAR10_FOLDER / 'test_batch'
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(ImageSetError, match='test_batch is no batch of CIFAR-10, or is damaged'):
+    with pytest.raises(ImageSetError, match='test_batch is not a batch of CIFAR-10, or is damaged'):
         read_batch(path)
 
 

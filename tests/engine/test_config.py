@@ -7,13 +7,14 @@ import torch
 from mmengine.registry import PARAM_SCHEDULERS
 
 from swinv2_mm.engine.config import (
+    complete_config,
     enable_amp,
     enable_lr_scaling,
     limit_iterations,
     load_config,
     set_work_dir,
 )
-from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.console import start_logging
 from swinv2_mm.engine.errors import SetupError
 
 
@@ -63,16 +64,15 @@ def test_an_option_that_cannot_be_merged_is_named(detection_config, option, mess
 
 
 def test_options_override_values_and_list_items(detection_config, capsys):
-    with Console() as console:
-        cfg = load_config(
-            detection_config,
-            [
-                'train_dataloader.batch_size=3',
-                'param_scheduler.0.end=7',
-                'model.backbone.wiht_cp=True',
-            ],
-            console,
-        )
+    start_logging(rank=0)
+    cfg = load_config(
+        detection_config,
+        [
+            'train_dataloader.batch_size=3',
+            'param_scheduler.0.end=7',
+            'model.backbone.wiht_cp=True',
+        ],
+    )
     assert cfg.train_dataloader.batch_size == 3
     assert cfg.param_scheduler[0].end == 7
     warning = capsys.readouterr().out
@@ -108,11 +108,20 @@ def test_amp_suits_the_device(detection_cfg):
     assert detection_cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert detection_cfg.optim_wrapper.loss_scale == 'dynamic'
     enable_amp(detection_cfg, on_gpu=False)
-    assert detection_cfg.optim_wrapper.type == 'CpuAmpOptimWrapper'
+    assert detection_cfg.optim_wrapper.type == 'swinv2_mm.AutocastOptimWrapper'
     assert 'loss_scale' not in detection_cfg.optim_wrapper
     detection_cfg.optim_wrapper.type = 'ApexOptimWrapper'
     with pytest.raises(SetupError, match='ApexOptimWrapper'):
         enable_amp(detection_cfg, on_gpu=False)
+
+
+def test_worker_settings_without_workers_are_dropped(detection_cfg):
+    assert detection_cfg.train_dataloader.persistent_workers
+    complete_config(detection_cfg)
+    assert detection_cfg.train_dataloader.persistent_workers
+    detection_cfg.train_dataloader.update(num_workers=0, prefetch_factor=4)
+    complete_config(detection_cfg)
+    assert not {'persistent_workers', 'prefetch_factor'} & set(detection_cfg.train_dataloader)
 
 
 def test_fewer_iterations_than_one_are_refused(detection_cfg):

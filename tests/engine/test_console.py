@@ -1,92 +1,87 @@
-"""The console shows what is said, the log file has everything."""
+"""The log file has everything, the terminal what a user watches; prints stay prints."""
 
-import logging
 import sys
+from types import SimpleNamespace
 
 import pytest
+from mmengine.hooks import LoggerHook
+from mmengine.logging import MMLogger
 
-from swinv2_mm.engine.console import Console, ConsoleHandler
+from swinv2_mm.engine import console
+
+pytestmark = pytest.mark.filterwarnings('ignore:.*has been created')
 
 
-def test_prints_go_to_the_log_only(tmp_path, capsys):
-    with Console() as console:
-        print('loading annotations into memory...')  # before the log file is known
-        console.say('the loss is falling')
-        console.open_log(tmp_path / 'run.log')
-        print('half a line', end='')
-        print(' and the rest', file=sys.stdout)
-        print('from stderr', file=sys.stderr)
-        print('unfinished', end='')
-    seen = capsys.readouterr()
-    assert seen.out == 'the loss is falling\n'
-    assert seen.err == ''
+@pytest.fixture
+def run_logger(tmp_path):
+    """Return a function that creates the logger of a Runner."""
+
+    def create():
+        name = f'run_{tmp_path.name}'
+        logger = MMLogger.get_instance(name, log_file=str(tmp_path / 'run.log'))
+        console.continue_logging(logger)
+        return logger
+
+    return create
+
+
+def test_early_records_are_shown_at_once_and_get_into_the_log_file(run_logger, tmp_path, capsys):
+    console.start_logging(rank=0)
+    console.say('the config is read')
+    assert 'the config is read' in capsys.readouterr().out
+    MMLogger.get_current_instance().info('from a library')
+    logger = run_logger()
+    console.say('the loss is falling')
+    logger.info('System environment')
+    out = capsys.readouterr().out
+    assert 'the loss is falling' in out
+    assert 'from a library' not in out and 'System environment' not in out
     log = (tmp_path / 'run.log').read_text()
-    for text in (
-        'stdout - loading annotations into memory...',
-        'console - the loss is falling',
-        'stdout - half a line and the rest',
-        'stderr - from stderr',
-        'stdout - unfinished',
-    ):
-        assert text in log
+    places = [log.index(text) for text in ('the config', 'from a library', 'falling', 'System')]
+    assert places == sorted(places)
 
 
-def test_streams_are_given_back(capsys):
-    before = sys.stdout, sys.stderr
-    with pytest.raises(RuntimeError), Console():
-        assert sys.stdout is not before[0]
-        raise RuntimeError
-    assert (sys.stdout, sys.stderr) == before
+def test_what_mmengines_hooks_log_is_shown(run_logger, capsys):
+    runner = SimpleNamespace(logger=run_logger(), timestamp='now', work_dir='wd')
+    LoggerHook(out_dir='somewhere').before_run(runner)
+    assert 'Text logs will be saved to' in capsys.readouterr().out
 
 
-def test_a_silent_process_still_reports_failures(tmp_path, capsys):
-    with Console(speaks=False, name='rank 1') as console:
-        console.open_log(tmp_path / 'run.log')
-        console.say('not twice, please')
-        console.warn('nor this')
-        console.fail('the disk is full')
+def test_warnings_are_shown_except_the_known_harmless_ones(run_logger, tmp_path, capsys):
+    logger = run_logger()
+    logger.warning('something to know')
+    logger.warning('"FileClient" will be deprecated in future')
+    seen = capsys.readouterr().out
+    assert 'something to know' in seen and 'FileClient' not in seen
+    assert 'FileClient' in (tmp_path / 'run.log').read_text()
+
+
+def test_prints_and_their_streams_are_left_alone(run_logger, capfdbinary):
+    console.start_logging(rank=0)
+    run_logger()
+    print('a user looks at a tensor', flush=True)
+    sys.stdout.buffer.write(b'raw bytes\n')
+    sys.stdout.buffer.flush()
+    print('to the error stream', file=sys.stderr, flush=True)
+    seen = capfdbinary.readouterr()
+    assert b'a user looks at a tensor\nraw bytes\n' in seen.out
+    assert b'to the error stream\n' in seen.err
+
+
+def test_other_processes_only_report_failures(tmp_path, capsys):
+    console.start_logging(rank=1)
+    console.say('said by the first process')
+    console.warn('this, too')
+    console.fail('the disk is full', rank=1)
     seen = capsys.readouterr()
     assert seen.out == ''
     assert seen.err == '[rank 1] the disk is full\n'
-    assert 'not twice, please' in (tmp_path / 'run.log').read_text()
 
 
-def test_a_run_that_ends_early_has_a_log_too(capsys):
-    with Console() as console:
-        print('imported something noisy')
-        path = console.ensure_log()
-        assert console.ensure_log() == path
-    assert 'imported something noisy' in path.read_text()
-    path.unlink()
-
-
-def test_redrawn_progress_bars_leave_their_last_state(tmp_path):
-    with Console() as console:
-        console.open_log(tmp_path / 'run.log')
-        sys.stderr.write('\r10%\r50%\r100%\n')
-    assert (tmp_path / 'run.log').read_text().endswith('stderr - 100%\n')
-
-
-def test_library_warnings_show_once_shortened_and_without_known_noise(capsys):
-    logger = logging.Logger('library')
-    with Console() as console:
-        logger.addHandler(ConsoleHandler(console))
-        logger.info('An environment dump')
-        logger.warning('The draw is False, nothing is drawn')
-        logger.warning('something to know')
-        logger.warning('something to know')
-        logger.error('long ' * 1000)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == 'warning: something to know'
-    assert len(lines) == 2
-    assert lines[1].startswith('warning: long long')
-    assert lines[1].endswith('(in full in the log file)')
-    assert len(lines[1]) < 500
-
-
-def test_a_logger_that_outlives_the_console_is_quiet(capsys):
-    logger = logging.Logger('library')
-    with Console() as console:
-        logger.addHandler(ConsoleHandler(console))
-    logger.error('too late')
-    assert capsys.readouterr().out == ''
+def test_failures_are_in_the_log_file(run_logger, tmp_path, capsys):
+    logger = run_logger()
+    assert console.log_file() == console.log_file(logger) == str(tmp_path / 'run.log')
+    console.fail('the disk is full', rank=0)
+    seen = capsys.readouterr()
+    assert seen.err == 'the disk is full\n' and seen.out == ''
+    assert 'the disk is full' in (tmp_path / 'run.log').read_text()

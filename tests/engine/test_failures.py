@@ -1,10 +1,11 @@
-"""A crash is told in four lines; the traceback is in the log file."""
+"""A crash is reported in four lines; the traceback is in the log file."""
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
-from swinv2_mm.engine.console import Console
+from swinv2_mm.engine.console import continue_logging
 from swinv2_mm.engine.failures import find_hint, report_failure, was_interrupted
 from swinv2_mm.models.backbones.arch import resolve_arch
 
@@ -18,9 +19,8 @@ class Broken(torch.utils.data.Dataset):
 
 
 def reported(error, tmp_path, capsys):
-    with Console() as console:
-        console.open_log(tmp_path / 'run.log')
-        report_failure(error, console)
+    continue_logging(MMLogger.get_instance(tmp_path.name, log_file=str(tmp_path / 'run.log')))
+    report_failure(error, rank=0)
     return capsys.readouterr().err.splitlines()
 
 
@@ -58,6 +58,9 @@ def test_the_error_of_a_data_loading_process_is_told_as_it_happened(tmp_path, ca
         (RuntimeError('CUDA error: device-side assert triggered'), '--device cpu'),
         (RuntimeError('The server socket has failed: EADDRINUSE'), 'PORT='),
         (OSError(28, 'No space left on device'), 'disk is full'),
+        (ValueError('Expected more than 1 value per channel when training'), 'drop_last=True'),
+        (RuntimeError('stack expects each tensor to be equal size, but got'), 'batch_size of that'),
+        (ValueError('num_channels must be divisible by num_groups'), 'num_groups'),
     ],
 )
 def test_known_troubles_come_with_a_remedy(error, hint):

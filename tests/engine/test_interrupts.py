@@ -8,7 +8,6 @@ from contextlib import contextmanager
 import pytest
 
 from swinv2_mm.engine import interrupts
-from swinv2_mm.engine.console import Console
 from swinv2_mm.engine.interrupts import InterruptHook
 
 
@@ -16,7 +15,7 @@ from swinv2_mm.engine.interrupts import InterruptHook
 def listening():
     """A hook between the beginning and the end of a training."""
     before = signal.getsignal(signal.SIGINT)
-    hook = InterruptHook(Console())
+    hook = InterruptHook()
     hook.before_train(None)
     try:
         yield hook
@@ -34,14 +33,14 @@ def test_nothing_happens_without_it():
         hook.after_train_iter(None, 0)
 
 
-def test_the_iteration_is_finished(capsys):
+def test_the_iteration_is_finished(capfd):
     with listening() as hook:
         press()
         press()  # passed on by the terminal and by the launcher
         assert hook.requested
-        assert capsys.readouterr().out.count('stopping after this iteration') == 1
+        assert capfd.readouterr().out.count('stopping after this iteration') == 1
         with pytest.raises(KeyboardInterrupt):
-            hook.after_train_iter(None, 0)
+            hook.after_train_iter(None, 0, data_batch=None, outputs={})
         with pytest.raises(KeyboardInterrupt):
             hook.after_val_iter(None, 0)
 

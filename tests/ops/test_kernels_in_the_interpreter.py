@@ -13,7 +13,6 @@ TESTS = Path(__file__).parents[1]
 FILES = (
     'ops/window_attention/test_triton.py',
     'ops/window_attention/test_triton_on_gpus.py',
-    'ops/block_tail/test_block_tail.py',
     'models/backbones/test_on_gpus.py',
 )
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_mm.ops.linear import linear, uses_onednn
+from swinv2_mm.execution import takes_onednn
+from swinv2_mm.ops.linear import linear
 
 # Few and many rows and channels, with and without the shape of a map: each takes another way.
 SHAPES = [(7, 12), (2, 3, 5, 12), (1, 12), (300, 12), (300, 24), (3, 70, 24), (2, 33, 17, 24)]
@@ -64,14 +65,14 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and (
 )
 def test_steps_aside_where_plain_operators_are_needed():
     x, weight = torch.randn(5, 12), torch.randn(20, 12)
-    assert uses_onednn(x, weight)
-    assert not uses_onednn(x.double(), weight.double())
-    assert not uses_onednn(x[:0], weight)
+    assert takes_onednn(x, weight)
+    assert not takes_onednn(x.double(), weight.double())
+    assert not takes_onednn(x[:0], weight)
     with torch.autocast('cpu', dtype=torch.bfloat16):
-        assert not uses_onednn(x, weight)
+        assert not takes_onednn(x, weight)
         assert linear(x, weight).dtype == torch.bfloat16
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not uses_onednn(x, weight)
+        assert not takes_onednn(x, weight)
     torch.testing.assert_close(
         torch.func.vmap(lambda row: linear(row, weight))(x), F.linear(x, weight)
     )

@@ -1,4 +1,4 @@
-"""Runs the tools as a user does: in processes of their own, on the generated set."""
+"""Run the tools as a user does: in processes of their own, on the generated set."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def run_tool(environment):
-    """Returns a function that runs a script, or another command, and returns the finished process."""
+    """Return a function that runs a script, or another command, and returns the finished process."""
 
     def run(*command, env=None):
         command = [str(part) for part in command]

@@ -51,9 +51,9 @@ def test_a_classifier_trains_and_says_what_matters(classifier):
     console = process.stdout
     assert 'schedule: 2 iterations instead of 30 epochs, then one validation' in console
     assert 'data: 1437 training images' in console
-    assert 'learning rate: 0.000125, scaled from batch 32 (AdamW)' in console
-    assert 'train 2/2  loss ' in console
-    assert 'validation at iteration 2: top1 ' in console
+    assert 'learning rate: 0.000125, scaled (AdamW)' in console
+    assert 'Iter(train) [2/2] ' in console
+    assert 'accuracy/top1: ' in console
     for text in NOISE:
         assert text not in console, console
     assert len(console.splitlines()) < 20, console
@@ -137,7 +137,7 @@ def test_cifar_10_that_is_damaged_stops_the_run_with_a_sentence(
     broken.write_bytes(broken.read_bytes()[:100])
     assert train(CIFAR, work_dir=str(tmp_path / 'run'), cfg_options=FAST) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f'{broken} is no batch of CIFAR-10, or is damaged')
+    assert error.startswith(f'{broken} is not a batch of CIFAR-10, or is damaged')
     assert len(error.splitlines()) == 1
 
 

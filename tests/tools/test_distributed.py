@@ -77,7 +77,7 @@ def test_a_detector_steps_as_one_process_that_accumulates(first_step, tmp_path):
         'pair', TWO, DETECTION, 1, 'train_dataloader.dataset.indices=[0,1,2,3]'
     )
     assert '2 per device x 2 devices x 1 accumulation = 4' in process.stdout
-    assert process.stdout.count('train 1/1') == 1  # one of the two speaks
+    assert process.stdout.count('Iter(train) [1/1]') == 1  # only the first process logs
     assert 'bbox_mAP' in json.loads((tmp_path / 'pair' / 'metrics.json').read_text())
     _, (single,) = first_step(
         'single', ONE, DETECTION, 2, 'train_dataloader.dataset.indices=[0,2,1,3]',
@@ -89,7 +89,7 @@ def test_a_detector_steps_as_one_process_that_accumulates(first_step, tmp_path):
     assert_same_step(first, single, 1e-4)
 
 
-def test_a_segmenter_steps_as_one_process_with_the_joined_batch(first_step):
+def test_a_segmentor_steps_as_one_process_with_the_joined_batch(first_step):
     options = ['train_dataloader.dataset.indices=[0,1,2,3]']
     options += ['model.decode_head.dropout_ratio=0.0']
     _, (first, second) = first_step('pair', TWO, SEGMENTATION, 1, *options)

@@ -1,20 +1,21 @@
 """The GPU report on a CPU: that it runs as a whole, ends in time, and shows what it wrote."""
 
 import argparse
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from tool_runs import ROOT
 
-from swinv2_mm.benchmarks.gpu import report
-from swinv2_mm.benchmarks.gpu.part import PartOptions, Sink
-from swinv2_mm.benchmarks.gpu.tables import BEGIN, END, show_tables, update_docs
-from swinv2_mm.benchmarks.results import read_results
+from benchmarks.gpu import report
+from benchmarks.gpu.report import BEGIN, END, show_tables
+from benchmarks.results import Results, read_results
 
 TOOL = ROOT / 'tools/gpu_report.py'
 UNMEASURED = 'Not measured yet.'
@@ -77,6 +78,22 @@ def test_the_tests_of_the_kernels_pass(measured):
     assert {row['outcome'] for row in rows_of(measured[0], 'tests')} == {'passed'}
 
 
+def test_attention_kernels_are_compared_with_the_reference(measured):
+    for row in rows_of(measured[0], 'kernels'):
+        assert set(row['ms']) - {'flex'} == {'ours', 'sdpa', 'reference'}
+        assert row['share_of_floor'] == pytest.approx(row['floor_ms'] / row['ms']['ours'])
+        assert row['op'] == 'forward + backward' or max(row['differences'].values()) < 0.02
+
+
+def test_backbones_of_several_processes_compute_the_same(measured):
+    rows = rows_of(measured[0], 'backbones')
+    assert [row['mode'] for row in rows] == ['eval', 'train']
+    for row in rows:
+        assert set(row['ms']) == {'ours', 'timm', 'torchvision'}
+    # In bf16; torchvision pads where the others shrink the window.
+    assert 0 < rows[0]['differences']['timm'] < 0.1
+
+
 def test_detectors_are_compared_in_training_and_inference(measured):
     rows = rows_of(measured[0], 'detectors')
     found = [(row['task'], row['mode']) for row in rows]
@@ -110,19 +127,19 @@ def test_a_part_that_is_cut_off_is_named(start, tmp_path):
 
 def test_what_was_measured_before_the_end_is_kept(tmp_path):
     path = tmp_path / 'kernels.json'
-    sink = Sink(path, PartOptions('cpu', True, 0.0))
-    sink.add({'op': 'forward'})
-    report._note(path, 'kernels', 'cut off after 3 s')
-    results = read_results(path)
-    assert results['rows'] == [{'op': 'forward'}]
-    assert results['failed'] == [{'what': 'kernels', 'why': 'cut off after 3 s'}]
-    assert results['finished'] is False
+    measured = Results(None, path)
+    measured.add({'op': 'forward'})
+    report.note(path, 'kernels', 'cut off after 3 s')
+    content = read_results(path)
+    assert content['rows'] == [{'op': 'forward'}]
+    assert content['failed'] == [{'what': 'kernels', 'why': 'cut off after 3 s'}]
+    assert content['finished'] is False
 
 
 def test_numbers_that_are_not_finite_stop_nothing(tmp_path):
-    sink = Sink(tmp_path / 'kernels.json', PartOptions('cpu', True, 0.0))
-    sink.add({'ms': {'ours': float('nan')}, 'all': [1.0, float('inf')]})
-    sink.add({'ms': {'ours': 1.0}})
+    measured = Results(None, tmp_path / 'kernels.json')
+    measured.add({'ms': {'ours': float('nan')}, 'all': [1.0, float('inf')]})
+    measured.add({'ms': {'ours': 1.0}})
     rows = read_results(tmp_path / 'kernels.json')['rows']
     assert rows == [{'ms': {'ours': None}, 'all': [1.0, None]}, {'ms': {'ours': 1.0}}]
 
@@ -130,19 +147,47 @@ def test_numbers_that_are_not_finite_stop_nothing(tmp_path):
 def test_a_broken_file_is_named_and_stops_nothing(tmp_path):
     (tmp_path / 'training.json').write_text('{"hea')
     (tmp_path / 'kernels.json').write_text(results([]))
-    assert '- training: ' in report._write_tables(tmp_path)
-    report._note(tmp_path / 'training.json', 'training', 'cut off')
+    text = report.write_tables(tmp_path)
+    assert '- training: ' in text and 'is not a json file' in text and 'Card' in text
+    report.note(tmp_path / 'training.json', 'training', 'cut off')
     assert read_results(tmp_path / 'training.json')['failed'][0]['why'] == 'cut off'
+
+
+WRONG = [
+    {'header': None, 'rows': [{'op': 'forward'}], 'failed': []},
+    {'header': None, 'rows': [3], 'failed': []},
+    {'header': None, 'rows': {'ms': 1}, 'failed': []},
+    {'header': None, 'rows': [], 'failed': ['why']},
+    {'header': {'machine': {}}, 'rows': [], 'failed': []},
+    {'header': 'text', 'rows': [], 'failed': []},
+    {'rows': []},
+    [],
+]
+
+
+@pytest.mark.parametrize('part', report.PARTS)
+@pytest.mark.parametrize('content', WRONG)
+def test_json_of_another_shape_is_named(tmp_path, part, content):
+    (tmp_path / f'{part}.json').write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f'^{part}: .*{part}.json (is not|has results)') as raised:
+        show_tables(tmp_path, None)
+    assert len(str(raised.value).splitlines()) == 1
+    assert f'{part}.json' in report.write_tables(tmp_path)
 
 
 def test_no_test_begins_when_time_is_up(start, tmp_path):
     path = tmp_path / 'tests.json'
-    options = ('tests', '--device', 'cpu', '--quick', '--seconds', '1', '--out', path)
-    done = start('-m', 'swinv2_mm.benchmarks.gpu', *options)
+    script = (
+        'import os, time; os.environ["TRITON_INTERPRET"] = "1"\n'
+        'from pathlib import Path; from benchmarks.gpu import part, tests\n'
+        f'results = part.Results(None, Path({str(path)!r}))\n'
+        'tests.run(part.PartOptions("cpu", True, time.monotonic() + 1), results)'
+    )
+    done = start('-c', script)
     assert done.returncode == 0, done.stdout + done.stderr
-    results = read_results(path)
-    assert results['rows'] == []
-    assert 'out of time after 0 of' in results['failed'][0]['why']
+    content = read_results(path)
+    assert content['rows'] == []
+    assert 'out of time after 0 of 4 tests' in content['failed'][0]['why']
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
@@ -155,6 +200,7 @@ def test_without_a_gpu_it_says_so(start, tmp_path):
 
 def results(rows, failed=(), quick=False, command='make'):
     machine = {'cpu': 'C', 'cpu_capability': 'AVX2', 'cores': 2, 'threads': 2, 'gpu': 'Card'}
+    machine['ram_gb'] = 4.0
     settings = {'device': 'cuda', 'quick': quick}
     versions = {'torch': '2.11'}
     header = {'machine': machine, 'settings': settings, 'versions': versions, 'date': '2026-01-01'}
@@ -165,7 +211,8 @@ def results(rows, failed=(), quick=False, command='make'):
 def test_tables_go_into_a_page_and_replace_those_there(start, tmp_path):
     kernel = {'op': 'forward', 'dtype': 'bf16', 'window': 8, 'map': '64x64', 'batch': 1, 'heads': 3}
     kernel |= {'head_dim': 32, 'ms': {'ours': 0.5, 'flex': None}, 'floor_ms': 0.25}
-    kernel |= {'bound': 'bytes', 'share_of_floor': 0.5, 'ratio_to_flex': None}
+    kernel |= {'bound': 'bytes', 'share_of_floor': 0.5, 'ratios': {'sdpa': 2.0}}
+    kernel['peak_mb'] = {'ours': 20.0}
     profile = {'profile': 'ours', 'case': 'tiny', 'kernels': [['a|b', 1.5, 0.25]]}
     (tmp_path / 'kernels.json').write_text(
         results([kernel], [{'what': 'fp32 window 24', 'why': 'no time was left'}])
@@ -181,35 +228,36 @@ def test_tables_go_into_a_page_and_replace_those_there(start, tmp_path):
     assert 'old' not in text
     assert done.stdout.strip() in text
     assert (
-        '| forward | bf16 | 8 | 64x64 | 1 | 3 | 32 | 0.500 | - | 0.250 | bytes | 50 % | - |' in text
+        '| forward | bf16 | 8 | 64x64 | 1 | 3 | 32 | 0.500 | - | 20 | 0.250 | bytes | 50 % |'
+        in text
     )
     assert '| `a\\|b` | 1.500 | 25 % |' in text
     assert '- kernels: fp32 window 24: no time was left' in text
     assert 'Card' in text and 'torch 2.11' in text
     assert text.count(UNMEASURED) == 3  # tests, detectors, training
-    update_docs(tmp_path, page)
+    show_tables(tmp_path, page)
     assert page.read_text() == text
 
 
-def test_a_page_or_folder_that_does_not_fit_is_named(tmp_path, capsys):
+def test_a_page_or_folder_that_does_not_fit_is_named(tmp_path):
     page = tmp_path / 'page.md'
     page.write_text('no place')
-    assert show_tables(tmp_path, page) == 2
-    assert 'holds no results' in capsys.readouterr().err
+    with pytest.raises(OSError, match='holds no results'):
+        show_tables(tmp_path, page)
     (tmp_path / 'kernels.json').write_text(results([]))
-    assert show_tables(tmp_path, page) == 2
-    assert 'has no place for the tables' in capsys.readouterr().err
-    assert show_tables(tmp_path / 'nowhere', None) == 2
-    assert 'nowhere does not exist' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='has no place for the tables'):
+        show_tables(tmp_path, page)
+    with pytest.raises(OSError, match='nowhere does not exist'):
+        show_tables(tmp_path / 'nowhere', None)
     assert page.read_text() == 'no place'
 
 
-def test_figures_of_tiny_sizes_stay_out_of_pages(tmp_path, capsys):
+def test_figures_of_tiny_sizes_stay_out_of_pages(tmp_path):
     (tmp_path / 'kernels.json').write_text(results([], quick=True))
     page = tmp_path / 'page.md'
     page.write_text(f'{BEGIN}\n{END}\n')
-    assert show_tables(tmp_path, page) == 2
-    assert 'measured with --quick: its figures mean nothing' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='measured with --quick: its figures mean nothing'):
+        show_tables(tmp_path, page)
     assert page.read_text() == f'{BEGIN}\n{END}\n'
 
 
@@ -235,38 +283,46 @@ def test_parts_of_several_runs_name_their_settings(tmp_path, capsys):
 def test_what_is_missing_or_fails_is_in_the_exit_code(tmp_path, content, complete):
     path = tmp_path / 'tests.json'
     path.write_text(json.dumps({'header': None, **content}))
-    assert report._is_complete(path) is complete
-    assert not report._is_complete(tmp_path / 'absent.json')
+    assert report.is_complete(path) is complete
+    assert not report.is_complete(tmp_path / 'absent.json')
 
 
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_path, number, code):
-    """The part that compiles before its turn is ended as well."""
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
+def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_path):
+    """The part that compiles before its turn, and its processes, are ended as well."""
     options = ('--device', 'cpu', '--quick', '--parts', 'tests', 'backbones', '--out', tmp_path)
     process = subprocess.Popen(
         [sys.executable, TOOL, *options],
-        env=environment,
+        env={**environment, 'TMPDIR': str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / 'backbones.json').exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + 120
+    while len(descendants := descendants_of(process.pid)) < 3 and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(number)
+    assert len(descendants) >= 3  # two parts, and a contestant of the second
+    process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
+    assert process.returncode == 143, error
     assert 'interrupted: what was measured so far' in error
     assert 'Traceback' not in error
     assert '### Backbones' in (tmp_path / 'report.md').read_text()
-    left = [
-        line
-        for line in subprocess.run(
-            ['ps', '-eo', 'args'], capture_output=True, text=True
-        ).stdout.splitlines()
-        if str(tmp_path) in line
-    ]
-    assert left == []
+    time.sleep(1)
+    assert not [pid for pid in descendants if Path(f'/proc/{pid}').exists()]
+    assert not list(tmp_path.glob('swinv2_mm_*'))
+
+
+def descendants_of(pid):
+    """Processes that it started, and those that they started."""
+    parents = {}
+    for path in Path('/proc').glob('[0-9]*/stat'):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(')')[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {pid}
 
 
 @pytest.mark.parametrize(
@@ -280,12 +336,12 @@ def test_an_interrupted_report_leaves_tables_and_no_processes(environment, tmp_p
         (dict(out='file'), 'cannot write into'),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, capsys, options, message):
+def test_what_cannot_be_is_refused(tmp_path, options, message):
     (tmp_path / 'file').write_text('')
     given = dict(parts=['tests'], minutes=1.0, out='new', device='cpu', quick=True) | options
     given['out'] = tmp_path / given['out']
-    assert report.run_report(argparse.Namespace(**given)) == 2
-    assert message in capsys.readouterr().err
+    with pytest.raises((ValueError, OSError), match=message):
+        report.run_report(argparse.Namespace(**given))
 
 
 def test_missing_packages_are_named(environment):

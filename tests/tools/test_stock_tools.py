@@ -1,5 +1,6 @@
-"""The quickstart configs run under mmdet's and mmseg's own tools/train.py; they need nothing but `custom_imports`."""
+"""The quickstart configs and their hooks run under mmdet's and mmseg's own tools/train.py."""
 
+import json
 from pathlib import Path
 
 import mmdet
@@ -39,3 +40,5 @@ def test_quickstarts_run_under_the_libraries_own_tools(
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     assert metric in process.stdout
     assert (tmp_path / checkpoint).is_file()
+    assert 'learning rate: ' in process.stdout
+    assert metric.rsplit('/', 1)[-1] in json.loads((tmp_path / 'metrics.json').read_text())

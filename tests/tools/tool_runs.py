@@ -1,4 +1,4 @@
-"""What the tests of the tools share: configs, fast options, and what must not be on the console."""
+"""What the tests of the tools share: configs, fast options, and what the terminal must not show."""
 
 from pathlib import Path
 
@@ -23,16 +23,12 @@ NOISE = (
     'Runtime environment',
     'Could not import OneDL',
     'Hooks will be executed',
-    'loading annotations into memory',
-    'creating index',
     'paramwise_options',
-    'Average Precision',
-    'DONE (t=',
     'deprecated',
     'Warning',
     'weights_only',
 )
-"""What the libraries print in the course of a run, and a user need not see."""
+"""What the libraries log in the course of a run, and a user need not see."""
 
 
 def log_of(work_dir):

@@ -1,32 +1,33 @@
-"""Measures our backbone beside the SwinV2 of other libraries; docs/benchmarks.md explains the results."""
+"""Measure our backbone beside the SwinV2 of other libraries; docs/benchmarks.md explains the results."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
+from pathlib import Path
 
-from swinv2_mm.benchmarks.cases import MODES
-from swinv2_mm.benchmarks.compare_backbones import compare_backbones
-from swinv2_mm.benchmarks.contestants import BACKBONE_PEERS, SEQUENTIAL
-from swinv2_mm.benchmarks.options import add_options
-from swinv2_mm.benchmarks.report import run_tool
-from swinv2_mm.ops.window_attention import available_backends
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[2])
+)  # `benchmarks`: not part of the package
+
+from benchmarks.cases import MODES
+from benchmarks.contestants import BACKBONE_PEERS, SEQUENTIAL
+from benchmarks.tool import add_options, compare_backbones, run_benchmark
+from swinv2_mm.execution import BACKENDS
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         '--peers', nargs='*', choices=list(BACKBONE_PEERS), default=list(BACKBONE_PEERS)
     )
     parser.add_argument('--input', nargs='+', metavar='HxW', help='sizes of the image (512x512)')
-    parser.add_argument('--window', nargs='+', type=int, default=[8], help='windows (8)')
     parser.add_argument('--mode', nargs='+', choices=MODES, default=['eval'])
     parser.add_argument(
         '--backends',
         nargs='+',
-        choices=(*available_backends(), SEQUENTIAL),
+        choices=(*BACKENDS, SEQUENTIAL),
         default=['auto'],
         help='ours (auto)',
     )
@@ -51,10 +52,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
-    args = parse_args()
-    run = partial(compare_backbones, args)
-    return run_tool(run, args.json, args.markdown, args.plot, args.from_json)
+    """Run the tool and return its exit code."""
+    return run_benchmark(compare_backbones, parse_args())
 
 
 if __name__ == '__main__':

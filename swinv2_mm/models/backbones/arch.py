@@ -1,10 +1,13 @@
-"""The published sizes of SwinV2, and reading the options that may differ from stage to stage."""
+"""The published sizes of SwinV2, and checks of the options and inputs of a backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from torch import Tensor
 
 Pair = tuple[int, int]
 
@@ -25,7 +28,7 @@ class Arch:
         embed_dims: Channels of the first stage; every following stage has twice as many.
         depths: Blocks per stage.
         num_heads: Attention heads per stage.
-        extra_norm_every_n_blocks: Every how many blocks of a stage one ends with an extra norm; 0 for never.
+        extra_norm_every_n_blocks: Add an extra norm after every n-th block of a stage; 0 for never.
     """
 
     embed_dims: int
@@ -71,20 +74,20 @@ ARCHS = {
 }
 
 
-# As timm's `swinv2_cr_*`, which follow the paper's first version: another number of blocks in the giant model.
+# The sizes of timm's `swinv2_cr_*`, after the first version of the paper: the giant model has fewer blocks.
 ARCHS_CR = {**ARCHS, 'giant': replace(ARCHS['giant'], depths=(2, 2, 42, 2))}
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCHS) -> Arch:
-    """Look an architecture up by name or first letter, or read it from a dict with the fields of `Arch`.
+    """Return the architecture of a name, a first letter or a dict with the fields of `Arch`.
 
     Args:
         arch: The name, letter or dict.
-        archs: The sizes that have names.
+        archs: Named architectures.
 
     Raises:
         TypeError: If `arch` is neither a string nor a dict.
-        ValueError: If the name is unknown, a field is missing, unknown or out of range.
+        ValueError: If the name is unknown, or a field is missing, unknown or out of range.
     """
     if isinstance(arch, str):
         by_letter = {name[0]: name for name in archs}
@@ -117,22 +120,22 @@ def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCH
 
 
 def per_stage_windows(value: Any, num_stages: int, name: str, minimum: int) -> list[Pair]:
-    """Read a window option: an int, a pair `(height, width)`, or one of these per stage.
+    """Return one window per stage from an int, a pair `(height, width)`, or a list with one of these per stage.
 
-    Two bare integers are always a pair; a model of two stages lists pairs, `[(8, 8), (4, 4)]`.
+    Two integers always are a pair. For a model with two stages, list two pairs: `[(8, 8), (4, 4)]`.
 
     Args:
-        value: What the user wrote.
+        value: Value of the option.
         num_stages: Number of stages.
-        name: Name of the option, for messages.
+        name: Name of the option, used in messages.
         minimum: Smallest number allowed.
 
     Returns:
         One `(height, width)` per stage.
 
     Raises:
-        TypeError: If the value is of another form.
-        ValueError: If a number is below `minimum` or there are not as many entries as stages.
+        TypeError: If the value has another form.
+        ValueError: If a number is below `minimum` or the number of entries is not `num_stages`.
     """
     forms = f'an int, a pair (height, width), or one of these for each of the {num_stages} stages'
     if _is_int(value):
@@ -152,10 +155,10 @@ def per_stage_windows(value: Any, num_stages: int, name: str, minimum: int) -> l
 
 
 def check_resolution(value: Any, name: str) -> Pair:
-    """Read an image size `(height, width)` in pixels, or an int for a square.
+    """Return an image size `(height, width)` in pixels; an int stands for a square.
 
     Raises:
-        TypeError: If it is of another form.
+        TypeError: If the value has another form.
         ValueError: If a side is below 1.
     """
     pair = _as_pair(value, name, 'a pair (height, width) in pixels')
@@ -170,3 +173,59 @@ def _as_pair(item: Any, name: str, forms: str) -> Pair:
     if _is_sequence(item) and len(item) == 2 and all(_is_int(number) for number in item):
         return item[0], item[1]
     raise TypeError(f'{name} has the entry {item!r}: expected {forms}')
+
+
+def check_images(x: Tensor, in_channels: int) -> None:
+    """Check the input of a backbone.
+
+    Raises:
+        TypeError: If `x` is not a floating-point tensor.
+        ValueError: If it is not `(B, in_channels, H, W)` with every side >= 1.
+    """
+    if not isinstance(x, Tensor) or not torch.is_floating_point(x):
+        got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f'expected a floating-point tensor of images, got {got}: normalise images with a data '
+            'preprocessor first'
+        )
+    if x.dim() != 4:
+        raise ValueError(
+            f'expected images of shape (B, {in_channels}, H, W), got {tuple(x.shape)}: add the batch '
+            'axis with x[None]'
+        )
+    if x.shape[1] != in_channels:
+        raise ValueError(
+            f'expected {in_channels} channels, got {x.shape[1]} in {tuple(x.shape)}: set '
+            f'in_channels={x.shape[1]} or convert the images'
+        )
+    if 0 in x.shape:
+        raise ValueError(f'got an empty batch of shape {tuple(x.shape)}: every side must be >= 1')
+
+
+def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """Return `out_indices` as a tuple.
+
+    Raises:
+        TypeError: If they are not a list.
+        ValueError: If they are not different stages in increasing order.
+    """
+    if isinstance(out_indices, (int, str)):
+        raise TypeError(f'out_indices is {out_indices!r}: expected a list of stages')
+    indices = tuple(out_indices)
+    if (
+        not indices
+        or list(indices) != sorted(set(indices))
+        or set(indices) - set(range(num_stages))
+    ):
+        raise ValueError(
+            f'out_indices is {out_indices!r}: expected different stages in rising order, out of 0 to '
+            f'{num_stages - 1}'
+        )
+    return indices
+
+
+def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Return rates per stage and block that increase linearly from 0 to `rate`. Needs no tensors (meta device)."""
+    steps = iter(range(sum(depths)))
+    last = max(sum(depths) - 1, 1)
+    return [[rate * next(steps) / last for _ in range(depth)] for depth in depths]

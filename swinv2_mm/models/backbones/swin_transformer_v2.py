@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -16,11 +15,15 @@ from swinv2_mm.checkpoints import (
     split_pretrained,
     stored_windows,
 )
+from swinv2_mm.execution import check_backend, tidy_memory
 from swinv2_mm.models.backbones.arch import (
     ARCHS,
     Arch,
     Pair,
+    check_images,
+    check_out_indices,
     check_resolution,
+    drop_path_schedule,
     per_stage_windows,
     resolve_arch,
 )
@@ -33,13 +36,10 @@ from swinv2_mm.models.layers import (
     apply_output_norm,
     build_output_norm,
 )
-from swinv2_mm.ops.llvm.runtime import is_plain
-from swinv2_mm.ops.memory import keep_freed_memory
-from swinv2_mm.ops.window_attention import check_backend
 from swinv2_mm.registry import register_everywhere
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-# Layers whose own defaults are the official initialisation.
+# Layers whose default initialisation is the official one.
 _SELF_RESETTING = (nn.Conv2d, nn.LayerNorm, nn.GroupNorm, _BatchNorm, WindowAttention)
 
 
@@ -47,42 +47,41 @@ _SELF_RESETTING = (nn.Conv2d, nn.LayerNorm, nn.GroupNorm, _BatchNorm, WindowAtte
 class SwinTransformerV2(BaseModule):
     """Swin Transformer V2 (arXiv 2111.09883) as a backbone for dense prediction.
 
-    Takes images of any size and returns the maps of the stages asked for, at strides 4, 8, 16 and 32. Parameters
-    have the names of the official implementation. Stages behind the last one asked for are not built, so that every
-    parameter takes part in training and `DistributedDataParallel` needs no search for unused ones.
+    Accepts images of any size and returns the feature maps of the stages in `out_indices`, at strides 4, 8, 16 and 32.
+    Parameters have the names of the official implementation. Stages after the last one in `out_indices` are not built,
+    so `DistributedDataParallel` does not need `find_unused_parameters`.
 
     Args:
         arch: `'tiny'`, `'small'`, `'base'`, `'large'`, `'huge'`, `'giant'`, a first letter of these, or a dict with
             `embed_dims`, `depths`, `num_heads` and optionally `extra_norm_every_n_blocks`.
         in_channels: Channels of the image.
         patch_size: Side of a patch in pixels, the stride of the first stage.
-        window_size: Attention window in tokens: an int, a pair (height, width), or one of these per stage.
-        pretrained_window_sizes: Window at which the loaded weights were trained, in the same forms; 0 for
-            `window_size` itself, `'auto'` for what the loaded file says.
-        mlp_ratio: Hidden width of the MLPs over their input.
+        window_size: Attention window in tokens: an int, a pair (height, width), or a list with one of these per stage.
+        pretrained_window_sizes: Window that the loaded weights were trained with, in the same forms; 0 for
+            `window_size`, `'auto'` for the one in the loaded file.
+        mlp_ratio: Ratio of hidden width to input width of the MLPs.
         qkv_bias: Whether queries and values have a bias.
         drop_rate: Dropout after the patch embedding, attention and MLPs.
         attn_drop_rate: Dropout of attention weights.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 at the first.
-        patch_norm: Whether tokens are normalised after the patch embedding.
-        out_indices: Stages whose maps are returned.
+        drop_path_rate: Stochastic depth rate of the last block; increases linearly from 0 at the first.
+        patch_norm: Whether to normalise tokens after the patch embedding.
+        out_indices: Stages whose feature maps are returned.
         norm_cfg: Norm of each returned map (`LN`, `BN`, `SyncBN`, `GN`), or `None` for none.
         frozen_stages: As in mmdet: -1 freezes nothing, 0 the patch embedding, n also the first n stages and
             their output norms.
-        norm_eval: Whether batch norms among the output norms stay in eval mode; LayerNorm has no such state.
-        with_cp: Whether blocks trade compute for memory by recomputing activations in the backward pass; default no.
+        norm_eval: Whether batch norms among the output norms stay in eval mode.
+        with_cp: Whether blocks recompute activations in the backward pass to save memory.
         attn_backend: See `swinv2_mm.ops.window_attention`.
-        sequential_self_attention: Whether windows are attended one after the other: least memory, slowest.
-        use_deformable_block: Whether the blocks of all stages but the first are `DeformableSwinBlock`.
+        sequential_self_attention: Whether to process windows one by one: least memory, slowest.
+        use_deformable_block: Whether to use `DeformableSwinBlock` in all stages except the first.
         use_checkpoint: Another name of `with_cp`.
-        init_cfg: mmengine initialisation config. `dict(type='Pretrained', checkpoint=...)` goes through
-            `swinv2_mm.checkpoints.load_pretrained` and takes its arguments.
+        init_cfg: mmengine initialisation config. `dict(type='Pretrained', checkpoint=...)` calls
+            `swinv2_mm.checkpoints.load_pretrained` and accepts its arguments.
 
     Attributes:
-        out_channels: Channels of the returned maps.
-        out_strides: Their strides in pixels.
-        input_resolution: Height and width of the images, where `update_resolution` was told; images of any other size
-            are as welcome.
+        out_channels: Channels of the returned feature maps.
+        out_strides: Strides of the returned feature maps, in pixels.
+        input_resolution: Height and width of the images as given to `update_resolution`; not a restriction.
 
     Raises:
         TypeError: If an option has the wrong type.
@@ -90,7 +89,7 @@ class SwinTransformerV2(BaseModule):
     """
 
     init_cfg: Any  # mmengine keeps it
-    # What another family of SwinV2 does in its own way.
+    # Overridden by other variants of SwinV2.
     checkpoint_family: ClassVar[str] = 'v2'
     archs: ClassVar[Mapping[str, Arch]] = ARCHS
     coordinates_have_unit: ClassVar[bool] = (
@@ -149,7 +148,7 @@ class SwinTransformerV2(BaseModule):
         ):
             if not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name} is {rate!r}: expected a probability in [0, 1)')
-        self.out_indices = _check_out_indices(out_indices, num_stages)
+        self.out_indices = check_out_indices(out_indices, num_stages)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(
                 f'frozen_stages is {frozen_stages!r}: expected -1 (nothing) to {num_stages} (all stages)'
@@ -174,7 +173,7 @@ class SwinTransformerV2(BaseModule):
 
         self.patch_embed = PatchEmbed(in_channels, self.arch.dims[0], patch_size, patch_norm)
         self.pos_drop = nn.Dropout(drop_rate)
-        drop_paths = _drop_path_schedule(drop_path_rate, self.arch.depths)
+        drop_paths = drop_path_schedule(drop_path_rate, self.arch.depths)
         last = max(self.out_indices)
         self.layers = nn.ModuleList(
             SwinStage(
@@ -206,11 +205,11 @@ class SwinTransformerV2(BaseModule):
         self._freeze()
 
     def stage_options(self, stage: int) -> dict[str, Any]:
-        """Arguments of `SwinStage` that another family of SwinV2 sets."""
+        """Return the arguments of `SwinStage` that another variant of SwinV2 sets."""
         return {}
 
     def reset_parameters(self) -> None:
-        """Initialise all weights as the official implementation does, the residual branches at zero."""
+        """Initialise all weights as the official implementation does, with residual branches at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -223,9 +222,9 @@ class SwinTransformerV2(BaseModule):
                 module.reset_branches(self.init_values)
 
     def init_weights(self) -> None:
-        """Reset the weights, then apply `init_cfg`. Gives values to a model that was built on the meta device."""
+        """Reset the weights, then apply `init_cfg`. Also initialises a model that was built on the meta device."""
         if self.is_init:
-            super().init_weights()  # mmengine's word on a second call
+            super().init_weights()  # the same warning as mmengine's
             return
         self.reset_parameters()
         given = self.init_cfg
@@ -238,7 +237,7 @@ class SwinTransformerV2(BaseModule):
             load_pretrained(self, **options)
 
     def retarget(self, windows: Sequence[Pair]) -> None:
-        """Divide the coordinates of the position bias by other windows: those of the weights just loaded.
+        """Set the training windows by which the position bias divides its coordinates.
 
         Args:
             windows: `(height, width)` in tokens, one per stage.
@@ -251,16 +250,15 @@ class SwinTransformerV2(BaseModule):
     def update_resolution(
         self, new_window_size: int | Sequence[Any], new_input_resolution: Any = None
     ) -> None:
-        """Attend in windows of another size from now on: before, between or after steps of a training.
+        """Change the window size; possible at any time, also between training steps.
 
-        Parameters stay the same objects with the same values on the same device, so optimizers, frozen stages and modes
-        are untouched. The position bias keeps the unit of its coordinates, the window that the weights were trained
-        at until now, so they keep their meaning at the new one.
+        Parameters stay the same objects with the same values, so optimizers, frozen stages and modes are not affected.
+        The position bias keeps dividing its coordinates by the window that the weights were trained with.
 
         Args:
-            new_window_size: As `window_size`.
-            new_input_resolution: Height and width of the images to come, in pixels. Only kept as
-                `input_resolution`: windows are laid out anew for the size of every batch.
+            new_window_size: See `window_size`.
+            new_input_resolution: Height and width of the images in pixels. Only stored as `input_resolution`:
+                windows are laid out for the size of every batch.
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -273,7 +271,7 @@ class SwinTransformerV2(BaseModule):
         if new_input_resolution is not None:
             resolution = check_resolution(new_input_resolution, 'new_input_resolution')
         if self.coordinates_have_unit and self.pretrained_window_sizes != 'auto':
-            # 0, the model's own window, meant the one until now.
+            # 0 stands for the previous window.
             self.pretrained_window_sizes = tuple(
                 (given[0] or own[0], given[1] or own[1])
                 for given, own in zip(self.pretrained_window_sizes, self.window_sizes)
@@ -287,8 +285,8 @@ class SwinTransformerV2(BaseModule):
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        # Weights mean nothing without the unit of their coordinates: it travels with them, so that they run at any
-        # window. No buffer, since nothing may cast it, average it or lose it on the meta device.
+        # Saved with the weights, so that they can be loaded at any window size. Not a buffer: it must not be cast,
+        # averaged or lost on the meta device.
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.coordinates_have_unit:
             destination[prefix + WINDOWS_KEY] = stored_windows(self._position_windows)
@@ -304,22 +302,20 @@ class SwinTransformerV2(BaseModule):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of the stages in `out_indices`.
+        """Compute the feature maps of the stages in `out_indices`.
 
         Args:
             x: Images `(B, in_channels, H, W)`, any H and W >= 1.
 
         Returns:
-            Per stage `(B, C_i, ceil(H / s_i), ceil(W / s_i))`, s_i its stride.
+            One map per stage, `(B, C_i, ceil(H / s_i), ceil(W / s_i))` with stride s_i.
 
         Raises:
-            TypeError: If `x` is no floating-point tensor.
-            ValueError: If its shape is another.
+            TypeError: If `x` is not a floating-point tensor.
+            ValueError: If `x` has another shape.
         """
-        self._check_input(x)
-        if x.device.type == 'cpu' and is_plain(x):
-            keep_freed_memory()
-        x = self.pos_drop(self.patch_embed(x))
+        check_images(x, self.in_channels)
+        images, x = x, self.pos_drop(self.patch_embed(x))
         outs = []
         for stage, layer in enumerate(cast(Iterable[SwinStage], self.layers)):
             x = layer(x)
@@ -327,10 +323,11 @@ class SwinTransformerV2(BaseModule):
                 outs.append(apply_output_norm(getattr(self, f'norm{stage}', None), x))
             if layer.downsample is not None:
                 x = layer.downsample(x)
+        tidy_memory(images)
         return tuple(outs)
 
     def train(self, mode: bool = True) -> SwinTransformerV2:
-        """Switch to training mode, except for what `frozen_stages` and `norm_eval` keep in eval mode."""
+        """Set the training mode; modules under `frozen_stages` and `norm_eval` stay in eval mode."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
@@ -351,48 +348,3 @@ class SwinTransformerV2(BaseModule):
         for module in (*frozen, *(norm for norm in norms if norm is not None)):
             module.eval()
             module.requires_grad_(False)
-
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor) or not torch.is_floating_point(x):
-            got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(
-                f'expected a floating-point tensor of images, got {got}: normalise images with a data '
-                'preprocessor first'
-            )
-        if x.dim() != 4:
-            raise ValueError(
-                f'expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}: add the batch '
-                'axis with x[None]'
-            )
-        if x.shape[1] != self.in_channels:
-            raise ValueError(
-                f'expected {self.in_channels} channels, got {x.shape[1]} in {tuple(x.shape)}: set '
-                f'in_channels={x.shape[1]} or convert the images'
-            )
-        if 0 in x.shape:
-            raise ValueError(
-                f'got an empty batch of shape {tuple(x.shape)}: every side must be >= 1'
-            )
-
-
-def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    if isinstance(out_indices, (int, str)):
-        raise TypeError(f'out_indices is {out_indices!r}: expected a list of stages')
-    indices = tuple(out_indices)
-    if (
-        not indices
-        or list(indices) != sorted(set(indices))
-        or set(indices) - set(range(num_stages))
-    ):
-        raise ValueError(
-            f'out_indices is {out_indices!r}: expected different stages in rising order, out of 0 to '
-            f'{num_stages - 1}'
-        )
-    return indices
-
-
-def _drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates per stage and block, rising linearly from 0 to `rate` (plain floats: the meta device has none)."""
-    steps = iter(range(sum(depths)))
-    last = max(sum(depths) - 1, 1)
-    return [[rate * next(steps) / last for _ in range(depth)] for depth in depths]

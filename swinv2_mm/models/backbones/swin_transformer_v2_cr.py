@@ -16,11 +16,11 @@ _STAGE_NORMS = ('none', 'last', 'all')
 
 @register_everywhere
 class SwinTransformerV2CR(SwinTransformerV2):
-    """SwinV2 as ChristophReich1996/Swin-Transformer-V2 and timm's `swinv2_cr_*` understood the paper.
+    """SwinV2 as implemented by ChristophReich1996/Swin-Transformer-V2 and timm's `swinv2_cr_*`.
 
-    Different from `SwinTransformerV2`: the position bias is an unbounded function of the signed logarithm of offsets in
-    tokens, so weights have no window of their own; queries, keys and values all have a bias; patches are normalised
-    before they are merged. Blocks, windows, padding and all other options are shared. The defaults are timm's:
+    Differences from `SwinTransformerV2`: the position bias is an unbounded function of the signed logarithm of offsets
+    in tokens, so weights do not depend on a training window; queries, keys and values all have a bias; patches are
+    normalised before they are merged. Everything else is shared. The defaults are those of timm:
 
     | weights | options |
     | --- | --- |
@@ -29,15 +29,15 @@ class SwinTransformerV2CR(SwinTransformerV2):
     | the original repository | `temperature='tau', meta_hidden_dims=256, stage_norms='none', init_values=None` |
 
     Args:
-        arch: As of `SwinTransformerV2`; `'giant'` has two blocks in the last stage here, not four.
-        temperature: Parameter behind the attention's temperature: `'logit_scale'`, the logarithm of its inverse (timm),
+        arch: See `SwinTransformerV2`; `'giant'` has two blocks in the last stage here, not four.
+        temperature: Parameter of the attention's temperature: `'logit_scale'`, the logarithm of its inverse (timm),
             or `'tau'`, the temperature itself (the original repository).
-        meta_hidden_dims: Width of the MLP behind the position bias.
+        meta_hidden_dims: Hidden width of the position bias MLP.
         meta_drop_rate: Dropout in that MLP; timm trains with 0.125.
         stage_norms: Which stages end with a norm of their own: `'none'`, `'last'`, or `'all'`.
-        init_values: At which value the norms that end the residual branches start; `None` for 1.
-        shift_windows: Whether the windows of every other block are shifted.
-        **options: The remaining arguments of `SwinTransformerV2` but `pretrained_window_sizes`.
+        init_values: Initial scale of the norms at the end of the residual branches; `None` for 1.
+        shift_windows: Whether to shift the windows of every other block.
+        **options: Other arguments of `SwinTransformerV2`, except `pretrained_window_sizes`.
 
     Raises:
         TypeError: If an option has the wrong type or does not exist.
@@ -77,7 +77,7 @@ class SwinTransformerV2CR(SwinTransformerV2):
             raise ValueError(
                 f'meta_drop_rate is {meta_drop_rate!r}: expected a probability in [0, 1)'
             )
-        # The constructor of the base class asks for these.
+        # Used by the constructor of the base class.
         self.temperature = temperature
         self.meta_hidden_dims = meta_hidden_dims
         self.meta_drop_rate = meta_drop_rate

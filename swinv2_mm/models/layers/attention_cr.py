@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers.attention import WindowAttention
-from swinv2_mm.models.layers.linear import Linear
+from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.position_bias import PositionBias, SignedLogPositionBias
 
 MIN_TAU = 0.01
@@ -17,15 +17,15 @@ TEMPERATURES = ('logit_scale', 'tau')
 
 
 class WindowAttentionCR(WindowAttention):
-    """Attention whose position bias is not bounded and whose queries, keys and values all have a bias.
+    """Window attention with an unbounded position bias, and with a bias for queries, keys and values.
 
     Args:
-        *args: As of `WindowAttention`.
-        temperature: Parameter behind the temperature: `'logit_scale'`, the logarithm of its inverse (timm), or
+        *args: See `WindowAttention`.
+        temperature: Parameter of the temperature: `'logit_scale'`, the logarithm of its inverse (timm), or
             `'tau'`, the temperature itself (the original repository).
-        meta_hidden_dims: Width of the MLP behind the position bias.
+        meta_hidden_dims: Hidden width of the position bias MLP.
         meta_drop: Dropout in that MLP.
-        **options: As of `WindowAttention`. `pretrained_window_size` has no effect: coordinates are in tokens.
+        **options: See `WindowAttention`. `pretrained_window_size` has no effect: coordinates are in tokens.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class WindowAttentionCR(WindowAttention):
         pretrained_window_size: tuple[int, int],
         qkv_bias: bool,
     ) -> None:
-        """See `WindowAttention.build_scores`."""
+        """Create the modules of `WindowAttention.build_scores`."""
         temperature = nn.Parameter(torch.empty(num_heads, 1, 1))
         if self.temperature == 'tau':
             self.tau = temperature
@@ -58,10 +58,10 @@ class WindowAttentionCR(WindowAttention):
         self.meta_mlp = SignedLogPositionBias(
             window_size, num_heads, self.meta_hidden_dims, self.meta_drop
         )
-        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
 
     def reset_parameters(self) -> None:
-        """Start at temperature 1 for `tau`, 1 / 10 for `logit_scale`, and without bias."""
+        """Set the temperature to 1 for `tau` or 1 / 10 for `logit_scale`, and biases to zero."""
         if self.temperature == 'tau':
             nn.init.ones_(self.tau)
         else:
@@ -71,16 +71,16 @@ class WindowAttentionCR(WindowAttention):
 
     @property
     def position_mlp(self) -> PositionBias:
-        """The module behind `position_bias`."""
+        """Module that computes `position_bias`."""
         return self.meta_mlp
 
     def scale(self) -> Tensor:
-        """The inverse temperature, `(nH, 1, 1)` in fp32 at least; 100 at most in both forms."""
+        """Return the inverse temperature, `(nH, 1, 1)` in at least fp32, at most 100 for both parameters."""
         if self.temperature == 'tau':
             exact = torch.promote_types(self.tau.dtype, torch.float32)
             return self.tau.to(exact).clamp(min=MIN_TAU).reciprocal()
         return super().scale()
 
-    def qkv_bias(self) -> Tensor | None:
-        """The bias of queries, keys and values, `(3 * C,)`."""
-        return self.qkv.bias
+    def project(self, x: Tensor) -> Tensor:
+        """Project `(B, H, W, C)` to queries, keys and values, `(B, H, W, 3 * C)`."""
+        return call_linear(self.qkv, x)

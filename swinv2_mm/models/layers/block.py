@@ -1,4 +1,4 @@
-"""Transformer blocks and the stages they form."""
+"""Transformer blocks and stages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from swinv2_mm.execution import PLAIN, Execution, is_as_made, kinds, plan_block
+from swinv2_mm.models.layers import bands
 from swinv2_mm.models.layers.attention import WindowAttention
-from swinv2_mm.models.layers.chunked import forward_chunked, runs_chunked
 from swinv2_mm.models.layers.drop_path import DropPath
-from swinv2_mm.models.layers.fused_tail import forward_tail, runs_tail
-from swinv2_mm.models.layers.linear import Linear
+from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.patch import PatchMerging
 from swinv2_mm.ops.linear import linear
-from swinv2_mm.ops.window_attention import WindowPartition
+from swinv2_mm.ops.norm import add_norm
+from swinv2_mm.ops.window_attention import Band, WindowPartition
 
 
 class MLP(nn.Sequential):
@@ -24,50 +25,46 @@ class MLP(nn.Sequential):
 
     def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.add_module('fc1', Linear(dim, hidden_dim))
+        self.add_module('fc1', nn.Linear(dim, hidden_dim))
         self.add_module('act', nn.GELU())
         self.add_module('drop1', nn.Dropout(drop))
-        self.add_module('fc2', Linear(hidden_dim, dim))
+        self.add_module('fc2', nn.Linear(hidden_dim, dim))
         self.add_module('drop2', nn.Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or torch.is_grad_enabled() or not self._starts_as_made():
-            return super().forward(x)
-        first, second, last = cast(Linear, self[0]), self[3], self[4]
-        return last(second(linear(x, first.weight, first.bias, gelu=True)))
-
-    def _starts_as_made(self) -> bool:
-        """Whether a linear layer and an exact GELU come first, and nothing waits for their calls."""
-        if [type(part) for part in self][:3] != [Linear, nn.GELU, nn.Dropout] or len(self) != 5:
-            return False
-        act = cast(nn.GELU, self[1])
-        return act.approximate == 'none' and not any(
-            part._forward_hooks or part._forward_pre_hooks or 'forward' in part.__dict__
-            for part in list(self)[:3]
-        )
+        layers = list(self)
+        # The backward pass needs the input of the GELU.
+        if not torch.is_grad_enabled() and len(layers) > 1 and is_as_made(layers[0], nn.Linear):
+            first, act = cast(nn.Linear, layers[0]), layers[1]
+            if is_as_made(act, nn.GELU) and act.approximate == 'none':
+                x = linear(x, first.weight, first.bias, gelu=True)
+                layers = layers[2:]
+        for layer in layers:
+            x = call_linear(layer, x)
+        return x
 
 
 class SwinBlock(nn.Module):
-    """Window attention and MLP, each normalised at its end before it joins the residual (res-post-norm).
+    """Window attention and MLP, each normalised before it is added to the residual (res-post-norm).
 
     Args:
         dim: Channels C.
-        num_heads: Attention heads.
+        num_heads: Number of attention heads.
         window_size: Height and width of a window, in tokens.
-        shifted: Whether the windows are moved by half their size.
+        shifted: Whether to shift the windows by half their size.
         pretrained_window_size: See `WindowAttention`.
-        mlp_ratio: Hidden width of the MLP over `dim`.
+        mlp_ratio: Ratio of the hidden width of the MLP to `dim`.
         qkv_bias: See `WindowAttention`.
         drop: Dropout of the attention's and the MLP's output.
         attn_drop: Dropout of attention weights.
         drop_path: Probability of dropping a branch for a sample.
-        extra_norm: Whether a LayerNorm on the main branch ends the block (huge and giant models).
+        extra_norm: Whether to end the block with a LayerNorm on the main branch (huge and giant models).
         attn_backend: See `swinv2_mm.ops.window_attention`.
         sequential: See `WindowAttention`.
         attention: Class of the attention.
     """
 
-    # Whether what a window becomes depends on its own tokens alone.
+    # Whether the output of a window depends on its own tokens only.
     windows_are_independent = True
 
     def __init__(
@@ -106,22 +103,24 @@ class SwinBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.norm3 = nn.LayerNorm(dim) if extra_norm else None
         self.drop_path = DropPath(drop_path)
+        # Subclasses may override the forward pass.
+        self.made_of = kinds(self) if type(self) is SwinBlock else ()
 
     @property
     def shift(self) -> tuple[int, int]:
-        """Rows and columns by which the windows are moved."""
+        """Rows and columns by which the windows are shifted."""
         height, width = self.window_size
         return (height // 2, width // 2) if self.shifted else (0, 0)
 
     def resize(self, window_size: tuple[int, int]) -> None:
-        """Attend in windows of another size from now on, with the same weights."""
+        """Change the window size."""
         self.window_size = window_size
         self.attn.position_mlp.resize(window_size)
 
     def reset_branches(self, init_value: float | None = 0.0) -> None:
-        """Scale both branches by `init_value` at the start; `None` leaves their norms as they are.
+        """Set the weights of the norms that end both branches to `init_value`; `None` leaves them as they are.
 
-        A post-norm scaled by zero makes every block start as the identity: deep models stay stable.
+        With zero every block starts as the identity, which keeps deep models stable.
         """
         if init_value is not None:
             for norm in (self.norm1, self.norm2):
@@ -129,37 +128,55 @@ class SwinBlock(nn.Module):
                 nn.init.zeros_(norm.bias)
 
     def attention_input(self, x: Tensor) -> Tensor:
-        """What the attention sees of the block's input, both `(B, H, W, C)`."""
+        """Return the input of the attention from the input of the block, both `(B, H, W, C)`."""
         return x
 
-    def forward(self, x: Tensor, overwrite: bool = False) -> Tensor:
-        """Map `(B, H, W, C)` to the same shape; with `overwrite`, inference on a CPU may put the result into `x`."""
+    def forward(self, x: Tensor, execution: Execution | None = None) -> Tensor:
+        """Map `(B, H, W, C)` to the same shape.
+
+        Args:
+            x: `(B, H, W, C)`.
+            execution: How to run the block; `None` for `plan_block`.
+        """
+        how = plan_block(self, x) if execution is None else execution
         partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
-        if runs_chunked(self, x):
-            return forward_chunked(self, x, partition, overwrite and x.is_contiguous())
-        if runs_tail(self, x):
-            attended = self.attn.attend(self.attention_input(x), partition)
-            x = forward_tail(self, x, attended)
-        else:
-            x = x + self.drop_path(self.norm1(self.attn(self.attention_input(x), partition)))
+        if not how.in_bands:
+            return self._transform(x, partition)
+        out = x if how.overwrite else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for band in partition.bands(len(x), bands.BAND_NUMBERS // x.shape[3]):
+            place = (band.images, band.rows)
+            self._transform(x[place], band, out[place])
+        return out
+
+    def _transform(
+        self, x: Tensor, windows: WindowPartition | Band, out: Tensor | None = None
+    ) -> Tensor:
+        """Compute the output of a map, or of a band, which goes to `out`."""
+        options = {} if out is None else {'remember': True}
+        tokens = self.attn(self.attention_input(x), windows, **options)
+        if out is None:
+            x = x + self.drop_path(self.norm1(tokens))
             x = x + self.drop_path(self.norm2(self.mlp(x)))
-        return x if self.norm3 is None else self.norm3(x)
+            return x if self.norm3 is None else self.norm3(x)
+        x = add_norm(x, tokens, self.norm1)
+        add_norm(x, self.mlp(x), self.norm2, out)
+        return out if self.norm3 is None else out.copy_(self.norm3(out))
 
 
 class SwinStage(nn.Module):
-    """Blocks of one resolution, plain and shifted in turn, and the way down to the next.
+    """Blocks of one resolution, alternately plain and shifted, with an optional downsampling layer.
 
     Args:
         dim: Channels C.
         depth: Number of blocks.
         drop_path: One rate per block.
-        downsample: Whether a `PatchMerging` to twice the channels follows.
-        extra_norm_every_n_blocks: Every how many blocks one ends with an extra norm; 0 for never.
+        downsample: Whether to end with a `PatchMerging` to twice the channels.
+        extra_norm_every_n_blocks: Add an extra norm after every n-th block; 0 for never.
         with_cp: Whether blocks recompute their activations in the backward pass instead of storing them.
         merging: Class of the downsampling layer.
         block: Class of the blocks.
-        ends_with_norm: Whether the last block ends with an extra norm in any case.
-        shift_windows: Whether the windows of every other block are shifted.
+        ends_with_norm: Whether the last block always ends with an extra norm.
+        shift_windows: Whether to shift the windows of every other block.
         **block_options: The remaining arguments of `SwinBlock`.
     """
 
@@ -194,12 +211,13 @@ class SwinStage(nn.Module):
         self.downsample = merging(dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks on `(B, H, W, C)`; the caller runs `downsample`, since heads want what comes before it."""
-        overwrite = False  # the input of the stage is not its own
+        """Run the blocks on `(B, H, W, C)`. The caller runs `downsample`, since heads use its input."""
+        is_owned = False  # the input belongs to the caller
         for block in self.blocks:
             if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x, overwrite=True) if overwrite else block(x)
-            overwrite = type(block) is SwinBlock and not block._forward_hooks
+                continue
+            how = plan_block(block, x, is_owned)
+            x = block(x) if how == PLAIN else block.forward(x, how)
+            is_owned = how.in_bands
         return x

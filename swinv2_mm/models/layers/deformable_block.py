@@ -1,4 +1,4 @@
-"""Blocks whose attention looks at a resampled map: every head moves the tokens to where it wants to look."""
+"""Blocks whose attention reads a map that each head resamples at learned offsets."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers.block import SwinBlock
+from swinv2_mm.ops import private
 
 MAX_OFFSET = 8.0
-"""How far a head can look, in tokens along each axis: one window of the default size."""
+"""Largest offset in tokens along each axis: one window of the default size."""
 
 
 class DeformableSwinBlock(SwinBlock):
     """`SwinBlock` whose attention reads its input at learned offsets, one per token and head.
 
     The offset network (depthwise 5 x 5 convolution of stride 2, GELU, 1 x 1 convolution) is that of Christoph Reich's
-    repository, after Xia et al., *Vision Transformer with Deformable Attention* (arXiv 2201.00520). Different from
-    there: offsets count in tokens, so that the same weights move by the same distance at every input size; only they,
-    not the whole grid, go through tanh, so that zero offsets read every token where it is; the residual is not
-    resampled; and the last convolution has no bias, which would be one offset for the whole image.
+    repository, after Xia et al., *Vision Transformer with Deformable Attention* (arXiv 2201.00520). Differences:
+    offsets are in tokens, so they do not depend on the input size; tanh is applied to the offsets instead of the whole
+    grid, so that zero offsets leave tokens in place; the residual is not resampled; and the last convolution does not
+    have a bias, which would move the whole image.
 
     Args:
         dim: Channels C.
         num_heads: Attention heads nH.
         *args: The remaining arguments of `SwinBlock`.
-        **options: The same by name.
+        **options: Keyword arguments of `SwinBlock`.
 
     Attributes:
-        offsets: Of the last forward pass, `(B, nH, H, W, 2)` in tokens, x before y, without gradient; `None` before.
+        offsets: Offsets of the last forward pass, `(B, nH, H, W, 2)` in tokens, x before y, detached; or `None`.
     """
 
-    windows_are_independent = False  # a head may look into the next one
+    windows_are_independent = False  # offsets may reach into other windows
 
     def __init__(self, dim: int, num_heads: int, *args: Any, **options: Any) -> None:
         super().__init__(dim, num_heads, *args, **options)
@@ -46,19 +47,19 @@ class DeformableSwinBlock(SwinBlock):
         self.reset_offsets()
 
     def reset_branches(self, init_value: float | None = 0.0) -> None:
-        """As of `SwinBlock`; offsets start at zero."""
+        """Reset the branches as in `SwinBlock.reset_branches`, and set offsets to zero."""
         super().reset_branches(init_value)
         self.reset_offsets()
 
     def reset_offsets(self) -> None:
-        """Start without offsets, as the plain block."""
+        """Set the offsets to zero, which makes the block a plain one."""
         nn.init.zeros_(cast(nn.Conv2d, self.offset_network[2]).weight)
 
     def compute_offsets(self, x: Tensor) -> Tensor:
-        """Where each head looks from each token of `(B, H, W, C)`.
+        """Compute the offsets of each head and token of `(B, H, W, C)`.
 
         Returns:
-            `(B, nH, H, W, 2)` in tokens, x before y, each in (-8, 8); in fp32 at least.
+            `(B, nH, H, W, 2)` in tokens, x before y, each in (-8, 8); in at least fp32.
         """
         raw = self.offset_network(x.permute(0, 3, 1, 2))
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
@@ -66,14 +67,14 @@ class DeformableSwinBlock(SwinBlock):
         return MAX_OFFSET * raw.unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2).tanh()
 
     def attention_input(self, x: Tensor) -> Tensor:
-        """Resample `(B, H, W, C)` at the offsets, head by head; beyond the border lies the nearest token."""
+        """Resample `(B, H, W, C)` at the offsets of each head; beyond the border the nearest token is used."""
         offsets = self.compute_offsets(x)
         self.offsets = offsets.detach()
         return resample(x, offsets)
 
 
 def resample(x: Tensor, offsets: Tensor) -> Tensor:
-    """Read a map at an offset from each token, bilinearly, with offsets of their own for each group of channels.
+    """Sample a map bilinearly at an offset from each token, with separate offsets per group of channels.
 
     Args:
         x: `(B, H, W, C)`.
@@ -93,8 +94,8 @@ def resample(x: Tensor, offsets: Tensor) -> Tensor:
     along = (2 * (row[:, None] + down) + 1) / height - 1
     grid = torch.stack((across, along), dim=-1)
     maps = x.unflatten(3, (heads, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (B * nH, D, H, W)
-    # Half precision could not tell the tokens of a large map apart.
-    with torch.autocast(x.device.type, enabled=False):
+    # Half precision cannot represent the coordinates of a large map.
+    with private.no_autocast(x.device):
         maps = F.grid_sample(
             maps.to(grid.dtype),
             grid.flatten(0, 1),

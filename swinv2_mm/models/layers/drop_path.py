@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Drop the residual branch of whole samples in training, scaling the others up to keep the expectation.
+    """Drop the residual branch of random samples in training, and scale the others to keep the expectation.
 
     Args:
         drop_prob: Probability that a sample's branch is dropped, in [0, 1).
@@ -17,7 +17,7 @@ class DropPath(nn.Module):
         self.drop_prob = drop_prob
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to `(B, ...)`; the identity outside training."""
+        """Apply stochastic depth to `(B, ...)` in training; return the input otherwise."""
         if not self.training or self.drop_prob == 0.0:
             return x
         keep = 1.0 - self.drop_prob

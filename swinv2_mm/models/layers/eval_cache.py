@@ -1,4 +1,4 @@
-"""Remembering what inference computes from weights alone."""
+"""Cache of values that inference computes from weights alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from torch import Tensor
 
 
 class EvalCache:
-    """Values computed from weights, kept for as long as the weights are the same.
+    """Cache of values computed from weights, valid as long as the weights do not change.
 
-    The weights are compared by value with a copy, since not every change of a parameter leaves a trace: optimizers,
-    `load_state_dict` and moves do, edits through `.data` do not. That is cheap for the few weights of a
-    position bias on a CPU, and only there.
+    The weights are compared by value with a copy, because edits through `.data` do not change the version of a
+    parameter. This is cheap only on a CPU, for the few weights of a position bias.
 
     Args:
-        entries: How many values it holds; the oldest gives way.
+        entries: Maximum number of values; the oldest is dropped.
     """
 
     def __init__(self, entries: int = 8) -> None:
@@ -26,7 +25,7 @@ class EvalCache:
         self._values: dict[Hashable, Any] = {}
 
     def get(self, key: Hashable, weights: Iterable[Tensor], compute: Callable[[], Any]) -> Any:
-        """The value of `key`, computed if it is not known for these weights."""
+        """Return the value of `key`; compute it if it is not cached for these weights."""
         weights = list(weights)
         if not self._same(weights):
             self._values.clear()
@@ -38,7 +37,7 @@ class EvalCache:
         return self._values[key]
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Drop all values."""
         self._weights, self._values = [], {}
 
     def _same(self, weights: list[Tensor]) -> bool:
@@ -48,5 +47,5 @@ class EvalCache:
         )
 
     def __reduce__(self) -> tuple[type[EvalCache], tuple[int]]:
-        # Copies and files of a model start with an empty cache.
+        # Copied and pickled models have an empty cache.
         return EvalCache, (self._entries,)

@@ -1,4 +1,4 @@
-"""The norm between a stage and the head that reads it."""
+"""Norms of the returned feature maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def build_output_norm(norm_cfg: dict[str, Any], dim: int) -> nn.Module:
     """Build the norm of a stage's output.
 
     Args:
-        norm_cfg: OpenMMLab norm config: `type` is `LN`, `BN`, `SyncBN` or `GN`; the rest are arguments of
+        norm_cfg: OpenMMLab norm config: `type` is `LN`, `BN`, `SyncBN` or `GN`; other keys are arguments of
             the torch class, and `requires_grad`.
         dim: Channels C.
 
@@ -34,13 +34,13 @@ def build_output_norm(norm_cfg: dict[str, Any], dim: int) -> nn.Module:
         )
     requires_grad = options.pop('requires_grad', True)
     if kind == 'GN':
-        options['num_channels'] = dim  # the one torch norm whose first argument is something else
+        options['num_channels'] = dim  # its first argument is not the number of channels
         return nn.GroupNorm(**options).requires_grad_(requires_grad)
     return _NORMS[kind](dim, **options).requires_grad_(requires_grad)
 
 
 def apply_output_norm(norm: nn.Module | None, x: Tensor) -> Tensor:
-    """Norm `(B, H, W, C)` and return it channels-first, `(B, C, H, W)`."""
+    """Normalise `(B, H, W, C)` and return it channels-first, `(B, C, H, W)`."""
     if isinstance(norm, nn.LayerNorm):
         return norm(x).permute(0, 3, 1, 2).contiguous()
     x = x.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""From pixels to tokens, and from a map to one of half its size."""
+"""Patch embedding and patch merging."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.models.layers.chunked import in_bands
-from swinv2_mm.models.layers.linear import Linear
+from swinv2_mm.execution import is_as_made, kinds, lacks_threads
+from swinv2_mm.models.layers.bands import in_bands
+from swinv2_mm.models.layers.linear import call_linear
+from swinv2_mm.ops import private
 
 
 class PatchEmbed(nn.Module):
-    """Embed patches of an image that do not overlap; an image that ends within a patch is padded with zeros.
+    """Embed non-overlapping patches of an image; an image that ends within a patch is padded with zeros.
 
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels C of the tokens.
         patch_size: Side of a patch, in pixels.
-        patch_norm: Whether the tokens are normalised.
+        patch_norm: Whether to normalise the tokens.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class PatchEmbed(nn.Module):
         self.patch_size = patch_size
         self.proj = nn.Conv2d(in_channels, embed_dims, patch_size, stride=patch_size)
         self.norm = nn.LayerNorm(embed_dims) if patch_norm else None
+        self.made_of = kinds(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, ceil(H / patch_size), ceil(W / patch_size), C)`."""
@@ -36,9 +39,17 @@ class PatchEmbed(nn.Module):
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        # From an image with its channels last come tokens that need not be moved.
-        x = self.proj(x.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        if is_as_made(self.proj, nn.Conv2d) and lacks_threads(x):
+            x = self._embed_by_product(x)
+        else:
+            # Does not copy images in channels-last format.
+            x = self.proj(private.channels_last(x)).permute(0, 2, 3, 1)
         return x.contiguous() if self.norm is None else self.norm(x)
+
+    def _embed_by_product(self, x: Tensor) -> Tensor:
+        side = self.patch_size
+        patches = x.unflatten(3, (-1, side)).unflatten(2, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.flatten(3), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class PatchMerging(nn.Module):
@@ -50,15 +61,16 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.norm = nn.LayerNorm(2 * dim)
+        self.made_of = kinds(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
         return in_bands(self, self._merge, x, 1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
-        return self.norm(self.reduction(_join_neighbours(x)))
+        return self.norm(call_linear(self.reduction, _join_neighbours(x)))
 
 
 class PreNormPatchMerging(nn.Module):
@@ -71,14 +83,15 @@ class PreNormPatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim)
-        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.made_of = kinds(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
         return in_bands(self, self._merge, x, 1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
-        return self.reduction(self.norm(_join_neighbours(x)))
+        return call_linear(self.reduction, self.norm(_join_neighbours(x)))
 
 
 def _join_neighbours(x: Tensor) -> Tensor:
@@ -86,5 +99,5 @@ def _join_neighbours(x: Tensor) -> Tensor:
     bottom, right = x.shape[1] % 2, x.shape[2] % 2
     if bottom or right:
         x = F.pad(x, (0, 0, 0, right, 0, bottom))
-    # The official order of the four: down the first column, then down the second.
+    # The official order: down the first column, then down the second.
     return torch.cat([x[:, row::2, col::2] for col in (0, 1) for row in (0, 1)], dim=-1)

@@ -6,10 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from swinv2_mm.ops import private
 
 HIDDEN = 512  # width of the bias MLP in the official models
 MAX_BIAS = 16.0  # the official models squash the bias to (0, 16)
@@ -21,17 +23,17 @@ def log_spaced_coords(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Relative coordinates of all token pairs of a window, on the logarithmic scale of equation 4.
+    """Return the relative coordinates of all token pairs of a window on the logarithmic scale of equation 4.
 
-    They are normalised by the extent of the window that the weights were trained with, so that a larger window asks the
-    MLP about nearby coordinates only a little outside its training range. The scale is that of the official
-    code: 8 at the corner of the training window, divided by log2(8).
+    They are normalised by the extent of the window that the weights were trained with, so that coordinates of a larger
+    window are only slightly outside the training range. The scale is that of the official code: 8 at the corner of the
+    training window, divided by log2(8).
 
     Args:
         window: Height and width of the window, in tokens.
-        pretrained_window: The same of the window the weights come from; 0 for `window` itself.
-        device: Where the result lives.
-        dtype: Its dtype.
+        pretrained_window: The window that the weights were trained with; 0 for `window`.
+        device: Device of the result.
+        dtype: Dtype of the result.
 
     Returns:
         `(2 * Wh - 1, 2 * Ww - 1, 2)`: row and column offset of query minus key.
@@ -39,7 +41,7 @@ def log_spaced_coords(
     axes = []
     for extent, pretrained in zip(window, pretrained_window):
         offset = torch.arange(1 - extent, extent, dtype=dtype, device=device)
-        # A window one token wide knows the offset 0 only; dividing by 1 keeps that 0 from becoming 0 / 0.
+        # A window one token wide has only the offset 0; dividing by 1 avoids 0 / 0.
         scaled = offset * (8 / max((pretrained or extent) - 1, 1))
         axes.append(scaled.sign() * (scaled.abs() + 1).log2() / math.log2(8))
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
@@ -51,14 +53,14 @@ def _rebuild_after_load(module: PositionBias, _: Any) -> None:
 
 
 class PositionBias(nn.Sequential, ABC):
-    """An MLP from relative coordinates to one bias per head.
+    """MLP from relative coordinates to one bias per head.
 
-    The coordinate table is derived from the window sizes, never saved, and made anew wherever the module goes.
+    The coordinate table is computed from the window sizes. It is not saved, and is rebuilt when the module is moved.
 
     Args:
-        layers: The MLP, by name; the first has the weight whose device and dtype the table follows.
+        layers: Named layers of the MLP; the table has the device and dtype of the first weight.
         window: Height and width of the window, in tokens.
-        pretrained_window: The same for the window the weights were trained with; `(0, 0)` for `window` itself.
+        pretrained_window: The window that the weights were trained with; `(0, 0)` for `window`.
     """
 
     coords: Tensor
@@ -77,14 +79,14 @@ class PositionBias(nn.Sequential, ABC):
 
     @abstractmethod
     def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """What the MLP is asked about: `(2 * Wh - 1, 2 * Ww - 1, 2)`, by row and column of query minus key."""
+        """Return the input of the MLP: `(2 * Wh - 1, 2 * Ww - 1, 2)`, by row and column of query minus key."""
 
     def squash(self, table: Tensor) -> Tensor:
-        """Bound what the MLP answers."""
+        """Bound the output of the MLP."""
         return table
 
     def resize(self, window: tuple[int, int]) -> None:
-        """Serve another window from now on; coordinates keep the unit they have."""
+        """Change the window; the training window stays the same."""
         self.pretrained_window = (
             self.pretrained_window[0] or self.window[0],
             self.pretrained_window[1] or self.window[1],
@@ -93,36 +95,38 @@ class PositionBias(nn.Sequential, ABC):
         self.rebuild_derived()
 
     def retarget(self, pretrained_window: tuple[int, int]) -> None:
-        """Divide the coordinates by another window from now on: that of the weights just loaded."""
+        """Change the training window, which divides the coordinates."""
         self.pretrained_window = pretrained_window
         self.rebuild_derived()
 
     @property
-    def _weight(self) -> Tensor:
-        return cast(nn.Linear, self[0]).weight
+    def _like(self) -> Tensor:
+        """Tensor that sets device and dtype of the table; quantised layers do not have parameters."""
+        weight = next(self.parameters(), None)
+        return self.coords if weight is None else weight
 
     def rebuild_derived(self) -> None:
-        """Make the coordinate table for the current window sizes, on the device of the weights.
+        """Compute the coordinate table for the current window sizes, on the device of the weights.
 
-        It is in fp32, also for weights in half precision, and in fp64 for weights in fp64.
+        The table is in fp32, also for weights in half precision, and in fp64 for weights in fp64.
         """
-        weight = self._weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
+        like = self._like
+        dtype = torch.promote_types(like.dtype, torch.float32)
         with torch.inference_mode(False):  # training may follow
-            self.register_buffer('coords', self.coordinates(weight.device, dtype), persistent=False)
+            self.register_buffer('coords', self.coordinates(like.device, dtype), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PositionBias:
-        # `.to()`, `.half()` and `.to_empty()` come through here. Rebuilding keeps the table precise and, after
-        # construction on the meta device, gives it values.
+        # Called by `.to()`, `.half()` and `.to_empty()`. Rebuilding keeps the table in full precision and fills it
+        # after construction on the meta device.
         super()._apply(fn, recurse)
         self.rebuild_derived()
         return self
 
     def forward(self, window: tuple[int, int] | None = None) -> Tensor:
-        """Bias for every offset between two tokens of a window.
+        """Return the bias for every offset between two tokens of a window.
 
         Args:
-            window: Height and width of a part of the configured window, for maps smaller than it; default all of it.
+            window: Height and width of a smaller window, for small maps; default: the configured window.
 
         Returns:
             `(nH, 2 * Wh - 1, 2 * Ww - 1)` in fp32 (fp64 for weights in fp64), by row and column of query minus key.
@@ -130,33 +134,33 @@ class PositionBias(nn.Sequential, ABC):
         height, width = window or self.window
         top, left = self.window[0] - height, self.window[1] - width
         coords = self.coords[top : top + 2 * height - 1, left : left + 2 * width - 1]
-        with torch.autocast(device_type=coords.device.type, enabled=False):
-            table: Any = coords.to(self._weight.dtype)
+        with private.no_autocast(coords.device):
+            table: Any = coords.to(self._like.dtype)
             for layer in self:
                 table = layer(table)
             return self.squash(table.to(self.coords.dtype)).permute(2, 0, 1)
 
 
 class ContinuousPositionBias(PositionBias):
-    """The official form: coordinates in units of the training window, the bias squashed to (0, 16).
+    """Official position bias: coordinates in units of the training window, bias in (0, 16).
 
-    The layers carry the official names (`0.weight`, `0.bias`, `2.weight`).
+    The layers have the official names (`0.weight`, `0.bias`, `2.weight`).
 
     Args:
         window: Height and width of the window, in tokens.
-        pretrained_window: The same for the window the weights were trained with; `(0, 0)` for `window` itself.
+        pretrained_window: The window that the weights were trained with; `(0, 0)` for `window`.
         num_heads: Number of attention heads.
     """
 
     def __init__(
         self, window: tuple[int, int], pretrained_window: tuple[int, int], num_heads: int
     ) -> None:
-        layers = (nn.Linear(2, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, num_heads, False))
+        layers = (nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_heads, False))
         named = OrderedDict((str(index), layer) for index, layer in enumerate(layers))
         super().__init__(named, window, pretrained_window)
 
     def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """See `log_spaced_coords`."""
+        """Return the coordinates of `log_spaced_coords`."""
         return log_spaced_coords(self.window, self.pretrained_window, device, dtype)
 
     def squash(self, table: Tensor) -> Tensor:
@@ -165,10 +169,10 @@ class ContinuousPositionBias(PositionBias):
 
 
 class SignedLogPositionBias(PositionBias):
-    """The form of Christoph Reich's reimplementation: sign(d) log(1 + |d|) of offsets d in tokens, and no bound.
+    """Position bias of Christoph Reich's reimplementation: unbounded, from sign(d) log(1 + |d|) of offsets d in tokens.
 
-    The coordinates have no unit that belongs to a window, so weights mean the same at every window. The layers carry
-    timm's names (`fc1`, `fc2`).
+    The coordinates do not depend on the window size, so neither do the weights. The layers have timm's names (`fc1`,
+    `fc2`).
 
     Args:
         window: Height and width of the window, in tokens.
@@ -182,14 +186,14 @@ class SignedLogPositionBias(PositionBias):
     ) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             fc1=nn.Linear(2, hidden_dims),
-            act=nn.ReLU(inplace=True),
+            act=nn.ReLU(),
             drop=nn.Dropout(drop),
             fc2=nn.Linear(hidden_dims, num_heads),
         )
         super().__init__(layers, window)
 
     def coordinates(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Signed logarithms of the offsets."""
+        """Return the signed logarithms of the offsets."""
         axes = []
         for extent in self.window:
             offset = torch.arange(1 - extent, extent, dtype=dtype, device=device)

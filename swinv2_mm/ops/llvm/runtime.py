@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from swinv2_mm.ops.optional import unusable
+from swinv2_mm.ops.private import parallel_region
 
 # Vectors that the processor's registers hold, as far as torch itself may use them.
 LANES = {'AVX2': 8, 'AVX512': 16}
@@ -23,21 +23,11 @@ def why_not_here() -> str | None:
         return f'it needs a processor with AVX2 or AVX-512, and torch uses {capability} here'
     try:
         _compiler()
-    except ImportError as error:
-        return f'the package llvmlite is not installed, or cannot be imported ({error})'
-    if _parallel() is None:
+    except Exception as error:  # a broken or clashing package raises anything
+        return unusable('llvmlite', error)
+    if parallel_region() is None:
         return "it runs on the threads of GNU's OpenMP, and this build of torch has none"
     return None
-
-
-def is_plain(x: Tensor) -> bool:
-    """Whether nothing looks at what torch computes with a tensor: no compiler, mode or transform."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
 
 
 def lanes() -> int:
@@ -49,21 +39,11 @@ def lanes() -> int:
 def _compiler() -> Any:
     from llvmlite import binding
 
+    if not hasattr(binding, 'create_pass_builder'):
+        raise ImportError('it is older than version 0.45')
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     return binding
-
-
-@functools.cache
-def _parallel() -> Callable[..., None] | None:
-    """OpenMP's entry to a parallel region, from the very library that torch uses: two pools of threads would fight."""
-    places = Path(torch.__file__).parent / 'lib', Path(torch.__file__).parents[1] / 'torch.libs'
-    for library in (file for place in places for file in sorted(place.glob('libgomp*'))):
-        function = ctypes.CDLL(str(library)).GOMP_parallel
-        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-        function.restype = None
-        return function
-    return None
 
 
 _engines: list[Any] = []  # the owners of the machine code
@@ -94,7 +74,7 @@ def run(address: int, arguments: list[int], threads: int) -> None:
     Raises:
         RuntimeError: If there are no threads, see `why_not_here`.
     """
-    parallel = _parallel()
+    parallel = parallel_region()
     if parallel is None:
         raise RuntimeError(f'a compiled kernel cannot run here, because {why_not_here()}')
     values = (ctypes.c_int64 * len(arguments))(*arguments)

@@ -1,7 +1,7 @@
-"""RoIAlign of the mmcv stand-in (He et al., "Mask R-CNN", ICCV 2017).
+"""RoIAlign of the mmcv stand-in (He et al., "Mask R-CNN", ICCV 2017), on torchvision's kernels.
 
-The average mode runs on torchvision's kernels, but for the gradient on a CPU: theirs takes one sample of one channel
-after the other, on one core. They have no max mode, which is written with torch on the sample points of `roi_samples`.
+They have no max mode: it takes the greatest of their averages over one sample each. Their gradient runs on one core of a
+CPU and is not deterministic on a GPU, where matrix products replace it.
 
 Shape legend: B images, C channels, H W feature height and width, K regions, (Ph, Pw) bins of a region.
 """
@@ -11,12 +11,13 @@ import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
 from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
-from swinv2_mm.ops.mmcv_ext.roi_samples import OUTSIDE, axis_corners, bin_weights, sample_groups
 
 MAX, AVERAGE = 0, 1
 
-# Of rows and columns, to bound memory (float32: 32 MB).
-_WEIGHTS_AT_A_TIME = 2**23
+# A coordinate off every map. A sample counts up to one pixel off, so that this one has no weight anywhere.
+_OUTSIDE = -2.0
+# Sample values, or weights of rows and columns, held at a time to bound memory (float32: 32 MB).
+_VALUES_AT_A_TIME = 2**23
 
 
 def roi_align_forward(
@@ -54,33 +55,36 @@ def roi_align_forward(
     if output.numel() == 0:
         return
     dtype = working_dtype(input)
-    rois = rois.to(dtype)
+    input, rois = input.to(dtype), rois.to(dtype)
     _check_rois(rois, input.size(0), aligned)
+    bins = (aligned_height, aligned_width)
+    pool = torch.ops.torchvision.roi_align
     if pool_mode == AVERAGE:
-        pooled = torch.ops.torchvision.roi_align(
-            input.to(dtype),
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            sampling_ratio,
-            aligned,
-        )
-        output.copy_(pooled)
+        output.copy_(pool(input, rois, spatial_scale, *bins, sampling_ratio, aligned))
         return
     output.zero_()
-    argmax_y.fill_(OUTSIDE)
-    argmax_x.fill_(OUTSIDE)
-    rows = input.to(dtype).permute(0, 2, 3, 1).reshape(-1, input.size(1))  # (B * H * W, C)
-    bins = (aligned_height, aligned_width)
-    size = (input.size(2), input.size(3))
-    for group in sample_groups(
-        rois, size, bins, spatial_scale, sampling_ratio, aligned, rows.size(1)
-    ):
-        greatest, where = _interpolate(rows, group.corners).max(dim=3)  # the first of equal ones
-        output[group.inds] = greatest.permute(0, 3, 1, 2).to(output.dtype)
-        argmax_y[group.inds] = group.y.gather(3, where).permute(0, 3, 1, 2).to(argmax_y.dtype)
-        argmax_x[group.inds] = group.x.gather(3, where).permute(0, 3, 1, 2).to(argmax_x.dtype)
+    argmax_y.fill_(_OUTSIDE)
+    argmax_x.fill_(_OUTSIDE)
+    start, step, counts = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
+    top, left = (torch.arange(n, device=rois.device) for n in bins)
+    for count in counts.unique(dim=0):
+        rows, columns = count.tolist()
+        if rows * columns == 0:
+            continue
+        at_a_time = max(1, _VALUES_AT_A_TIME // (output[0].numel() * rows * columns))
+        fine = (bins[0] * rows, bins[1] * columns)
+        for k in (counts == count).all(dim=1).nonzero()[:, 0].split(at_a_time):
+            samples = pool(input, rois[k], spatial_scale, *fine, 1, aligned)
+            samples = samples.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).transpose(3, 4)
+            greatest, where = samples.flatten(4).max(dim=4)  # the first of equal ones
+            y = start[k, :1, None, None] + step[k, :1, None, None] * (
+                top[:, None] + (where // columns + 0.5) / rows
+            )
+            x = start[k, 1:, None, None] + step[k, 1:, None, None] * (
+                left + (where % columns + 0.5) / columns
+            )
+            for buffer, result in ((output, greatest), (argmax_y, y), (argmax_x, x)):
+                buffer[k] = result.to(buffer.dtype)
 
 
 def roi_align_backward(
@@ -96,98 +100,72 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Add the gradient of the features to `grad_input`, (B, C, H, W). See `roi_align_forward`.
-
-    Under `torch.use_deterministic_algorithms`, which torchvision's CUDA kernel refuses, the sums are made with
-    torch.
-    """
+    """Add the gradient of the features to `grad_input`, (B, C, H, W). See `roi_align_forward`."""
     if grad_output.numel() == 0:
         return
     dtype = working_dtype(grad_output)
-    rois = rois.to(dtype)
-    grad = grad_output.to(dtype)
+    rois, grad = rois.to(dtype), grad_output.to(dtype)
+    bins = (aligned_height, aligned_width)
     if pool_mode == MAX:
         grad_input += _scatter_to_greatest(grad, rois, argmax_y, argmax_x, grad_input.shape)
-    elif grad.device.type == 'cpu':
-        _add_by_products(grad, rois, grad_input, spatial_scale, sampling_ratio, aligned)
-    elif grad.is_cuda and torch.are_deterministic_algorithms_enabled():
-        grad_input += scatter_to_all(
-            grad, rois, grad_input.shape, spatial_scale, sampling_ratio, aligned
-        )
+    elif grad.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled():
+        grid = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
+        _add_by_products(grad, rois[:, 0].long(), grid, grad_input)
     else:
         grad_input += torch.ops.torchvision._roi_align_backward(
-            grad,
-            rois,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input.shape,
-            sampling_ratio,
-            aligned,
+            grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
         )
 
 
-def _interpolate(rows: Tensor, corners: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sample values (k, Ph, Pw, S, C) from the map's pixels (B * H * W, C) around each sample."""
-    (index, weight), *others = corners
-    values = rows[index] * weight[..., None]
-    for index, weight in others:
-        values += rows[index] * weight[..., None]
-    return values
-
-
-def scatter_to_all(
-    grad: Tensor,
+def _sample_grid(
     rois: Tensor,
-    shape: torch.Size,
+    bins: tuple[int, int],
     spatial_scale: float,
     sampling_ratio: int,
     aligned: bool,
-) -> Tensor:
-    """The gradient of average pooling in plain torch, summed in an order that does not vary.
-
-    Args:
-        grad: (K, C, Ph, Pw) gradient of the output.
-        rois: (K, 5) regions.
-        shape: (B, C, H, W) of the features.
-        spatial_scale: feature pixels per image pixel.
-        sampling_ratio: samples per bin and direction; 0 takes about one per feature pixel.
-        aligned: whether pixel centres lie at half coordinates.
-
-    Returns:
-        (B, C, H, W) gradient of the features.
-    """
-    batch, channels, height, width = shape
-    sums = grad.new_zeros(batch * height * width, channels)
-    bins = (grad.size(2), grad.size(3))
-    for group in sample_groups(
-        rois, (height, width), bins, spatial_scale, sampling_ratio, aligned, channels
-    ):
-        samples = group.y.size(3)
-        share = grad[group.inds].permute(0, 2, 3, 1).unsqueeze(3) / samples  # (k, Ph, Pw, 1, C)
-        for index, weight in group.corners:
-            sums.index_add_(0, index.flatten(), (share * weight[..., None]).flatten(0, 3))
-    return sums.view(batch, height, width, channels).permute(0, 3, 1, 2)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Start, size of a bin (both in feature pixels) and samples per bin of each region, (K, 2) each: y, x."""
+    corners = rois[:, [2, 1, 4, 3]] * spatial_scale - (0.5 if aligned else 0.0)
+    start, end = corners.split(2, dim=1)
+    extent = (end - start).clamp(min=0.0 if aligned else 1.0)
+    bin_size = extent / extent.new_tensor(bins)
+    if sampling_ratio > 0:
+        return start, bin_size, torch.full_like(extent, sampling_ratio, dtype=torch.long)
+    return start, bin_size, bin_size.ceil().long()
 
 
 def _add_by_products(
-    grad: Tensor,
-    rois: Tensor,
-    grad_input: Tensor,
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
+    grad: Tensor, images: Tensor, grid: tuple[Tensor, Tensor, Tensor], grad_input: Tensor
 ) -> None:
-    """The gradient of average pooling as two small matrix products per region, added where the region lies."""
-    size, bins = (grad_input.size(2), grad_input.size(3)), (grad.size(2), grad.size(3))
-    at_a_time = max(1, _WEIGHTS_AT_A_TIME // (size[0] * bins[0] + size[1] * bins[1]))
-    for part, grads in zip(rois.split(at_a_time), grad.split(at_a_time)):
-        rows, columns = bin_weights(part, size, bins, spatial_scale, sampling_ratio, aligned)
-        spans = zip(part[:, 0].long().tolist(), _spans(rows), _spans(columns))
+    """The gradient of average pooling as two small matrix products per region, added where the region lies.
+
+    A bin's samples are all pairs of a row and a column position, so that a pixel's weight in it is the product of its
+    row's weight and its column's.
+    """
+    weights_of_one = sum(n * size for n, size in zip(grad.shape[2:], grad_input.shape[2:]))
+    at_a_time = max(1, _VALUES_AT_A_TIME // weights_of_one)
+    for grads, indices, *part in zip(*(t.split(at_a_time) for t in (grad, images, *grid))):
+        rows, columns = (
+            _bin_weights(*(t[:, axis, None] for t in part), grad.size(2 + axis), size)
+            for axis, size in enumerate(grad_input.shape[2:])
+        )
+        spans = zip(indices.tolist(), _spans(rows), _spans(columns))
         for k, (image, (top, bottom), (left, right)) in enumerate(spans):
             if top < bottom and left < right:
                 across = grads[k] @ columns[k, :, left:right]  # (C, Ph, right - left)
                 grad_input[image, :, top:bottom, left:right] += rows[k, :, top:bottom].t() @ across
+
+
+def _bin_weights(start: Tensor, step: Tensor, count: Tensor, bins: int, size: int) -> Tensor:
+    """How much each pixel along an axis counts in the average of a bin: (K, bins, size) of (K, 1) each."""
+    weights = start.new_zeros(len(start), bins, size)
+    first = torch.arange(bins, device=start.device) * step + start
+    for sample in range(int(count.max())):
+        coords = first + (sample + 0.5) * step / count.clamp(min=1)
+        share = (sample < count) / count.clamp(min=1).to(start.dtype)
+        for index, weight in _axis_corners(coords, size):
+            weights.scatter_add_(2, index[..., None], (weight * share)[..., None])
+    return weights
 
 
 def _spans(weights: Tensor) -> list[list[int]]:
@@ -205,16 +183,26 @@ def _scatter_to_greatest(
     """The gradient of max pooling: each bin's goes to the four pixels around its greatest sample."""
     _, channels, height, width = shape
     planes = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
-    origin = planes[:, :, None, None] * (
-        height * width
-    )  # (K, C, 1, 1): where a plane begins in the flat map
-    rows, columns = axis_corners(y.to(grad.dtype), height), axis_corners(x.to(grad.dtype), width)
+    origin = planes[:, :, None, None] * (height * width)  # where a plane begins in the flat map
     sums = grad.new_zeros(shape.numel())
-    for row, row_weight in rows:
-        for column, column_weight in columns:
+    for row, row_weight in _axis_corners(y.to(grad.dtype), height):
+        for column, column_weight in _axis_corners(x.to(grad.dtype), width):
             index = origin + row * width + column
             sums.index_add_(0, index.flatten(), (grad * row_weight * column_weight).flatten())
     return sums.view(shape)
+
+
+def _axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The lower and the upper pixel around each coordinate along an axis, and their weights in linear interpolation.
+
+    Up to one pixel off the map a coordinate takes the border's value; beyond, all weights are 0.
+    """
+    inside = (coords >= -1) & (coords <= size)
+    coords = coords.clamp(0, size - 1)
+    lower = coords.floor()
+    fraction = coords - lower
+    index = lower.long()
+    return (index, (1 - fraction) * inside), ((index + 1).clamp(max=size - 1), fraction * inside)
 
 
 def _check_rois(rois: Tensor, batch: int, aligned: bool) -> None:

@@ -1,17 +1,13 @@
 """Cosine attention inside windows: one function, several backends."""
 
-from swinv2_mm.ops.window_attention.dispatch import (
-    available_backends,
-    check_backend,
-    choose_backend,
-    window_attention,
-)
-from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
+from swinv2_mm.execution import check_backend, choose_backend
+from swinv2_mm.ops.window_attention.dispatch import window_attention
+from swinv2_mm.ops.window_attention.partition import Band, Tile, WindowPartition
 
 __all__ = [
+    'Band',
     'Tile',
     'WindowPartition',
-    'available_backends',
     'check_backend',
     'choose_backend',
     'window_attention',

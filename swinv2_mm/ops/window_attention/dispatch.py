@@ -1,87 +1,29 @@
-"""The one attention function that layers call, and the choice of its backend."""
+"""The attention function that layers call."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable, Hashable
+from functools import partial
+
 from torch import Tensor
 
-from swinv2_mm.ops.exporting import is_exporting
+from swinv2_mm.execution import calls_kernels_directly, choose_backend
+from swinv2_mm.ops import private
 from swinv2_mm.ops.window_attention.fused import fused_window_attention
-from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention, why_not_llvm
-from swinv2_mm.ops.window_attention.partition import WindowPartition
+from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention
+from swinv2_mm.ops.window_attention.partition import Band, WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
-from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention, why_not_triton
+from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention
 
-_NAMES = ('auto', 'reference', 'fused', 'llvm', 'triton')
-_WHY_NOT = {'llvm': why_not_llvm, 'triton': why_not_triton}
-
-
-def available_backends() -> tuple[str, ...]:
-    """Names that `backend=` accepts, `'auto'` first."""
-    return _NAMES
-
-
-def check_backend(name: str) -> str:
-    """Return `name` if it names a backend.
-
-    Raises:
-        ValueError: If it does not; the message lists the names that do.
-    """
-    if name not in _NAMES:
-        raise ValueError(f'unknown attention backend {name!r}: choose one of {", ".join(_NAMES)}')
-    return name
-
-
-def choose_backend(
-    name: str,
-    device: torch.device,
-    dropout_p: float = 0.0,
-    head_dim: int = 32,
-    dtype: torch.dtype = torch.float32,
-) -> str:
-    """The backend that runs: `name`, or for `'auto'` the fastest that can.
-
-    Args:
-        name: One of `available_backends()`.
-        device: Where the tensors are.
-        dropout_p: Dropout of attention weights.
-        head_dim: Channels of a head.
-        dtype: That of queries, keys and values.
-
-    Raises:
-        ValueError: If `name` is unknown, or cannot run; the message says why.
-    """
-    check_backend(name)
-    if torch.onnx.is_in_onnx_export() or torch.jit.is_tracing():
-        return 'reference'  # plain operators, every one of which ONNX and TorchScript know
-    if name == 'auto':
-        if dropout_p:
-            return 'reference'
-        if is_exporting():
-            return 'fused'  # what an exported program is made of has to exist where it runs
-        kernel = {'cuda': 'triton', 'cpu': 'llvm'}.get(device.type)
-        if kernel is None or _WHY_NOT[kernel](device, head_dim, dtype) is not None:
-            return 'fused'
-        return kernel
-    if name != 'reference' and dropout_p:
-        raise ValueError(
-            f"attention backend '{name}' cannot drop attention weights, and dropout_p is {dropout_p}: set "
-            "attn_drop_rate=0, or attn_backend='auto' or 'reference'"
-        )
-    reason = _WHY_NOT[name](device, head_dim, dtype) if name in _WHY_NOT else None
-    if reason is not None:
-        raise ValueError(
-            f"attention backend '{name}' cannot run here, because {reason}; attn_backend='auto' takes the fastest "
-            'backend that can'
-        )
-    return name
+# Gives what `change(table)` gives, computed anew or kept under a name.
+Derive = Callable[[Hashable, Callable[[Tensor], Tensor]], Tensor]
 
 
 def window_attention(
     qkv: Tensor,
     scale: Tensor,
-    bias_table: Tensor,
-    partition: WindowPartition,
+    bias_table: Tensor | Derive,
+    partition: WindowPartition | Band,
     *,
     dropout_p: float = 0.0,
     backend: str = 'auto',
@@ -95,30 +37,76 @@ def window_attention(
         qkv: `(B, H, W, 3 * nH * D)`: queries, keys and values beside one another, not normalised.
         scale: `(nH, 1, 1)`, the inverse temperature that multiplies the cosines.
         bias_table: `(nH, 2 * Wh - 1, 2 * Ww - 1)` for windows of Wh x Ww tokens: what is added to the logits, by the
-            row and column offset of query minus key.
-        partition: How the map is cut into windows.
+            row and column offset of query minus key. Or, without gradients, a function `(name, change)` that returns
+            `change(table)` and may keep it under that name.
+        partition: How the map is cut into windows, or the band of a map.
         dropout_p: Probability with which an attention weight is dropped.
-        backend: One of `available_backends()`. Every backend equals `'reference'`.
+        backend: One of `swinv2_mm.execution.BACKENDS`. Every backend equals `'reference'`.
         sequential: Whether windows are attended one after the other: the least memory, and the slowest. `'triton'`
-            and `'llvm'` store no scores anyway.
+            and `'llvm'` store no scores in either case.
 
     Returns:
         `(B, H, W, nH * D)` in the dtype of `qkv`.
 
     Raises:
-        ValueError: If `backend` is unknown or cannot run here.
+        ValueError: If `backend` is unknown or cannot run here, if the shapes disagree, or if the tensors are on
+            different devices.
     """
-    head_dim = qkv.shape[3] // (3 * bias_table.shape[0])
-    chosen = choose_backend(backend, qkv.device, dropout_p, head_dim, qkv.dtype)
-    if chosen == 'triton':
-        return triton_window_attention(qkv, scale, bias_table, partition)
-    if chosen == 'llvm':
-        return llvm_window_attention(qkv, scale, bias_table, partition)
-    if chosen == 'fused':
-        return fused_window_attention(qkv, scale, bias_table, partition, sequential)
-    if sequential and (dropout_p or backend == 'reference'):
+    heads = len(scale)
+    chosen = choose_backend(backend, qkv.device, dropout_p, qkv.shape[3] // (3 * heads), qkv.dtype)
+    derive: Derive
+    if isinstance(bias_table, Tensor):
+        check_inputs(qkv, scale, bias_table, partition)
+        derive = partial(_derive, bias_table)
+    else:
+        derive = bias_table
+    with private.no_autocast(qkv.device):
+        if chosen == 'llvm':
+            direct = calls_kernels_directly(qkv)
+            return llvm_window_attention(qkv, scale, derive, partition, direct)
+        if chosen == 'fused':
+            return fused_window_attention(qkv, scale, derive, partition, sequential)
+        if isinstance(partition, Band):
+            raise ValueError(f"the backend {chosen!r} cannot attend to a band: use 'auto'")
+        table = derive('table', lambda given: given)
+        if chosen == 'triton':
+            direct = calls_kernels_directly(qkv)
+            return triton_window_attention(qkv, scale, table, partition, direct)
+        if sequential and (dropout_p or backend == 'reference'):
+            raise ValueError(
+                f"sequential attention needs the backend 'fused' or 'llvm', and {backend!r} with dropout_p={dropout_p} "
+                f"is {chosen!r}, which keeps the scores of all windows: set attn_drop_rate=0 and attn_backend='auto'"
+            )
+        return reference_window_attention(qkv, scale, table, partition, dropout_p)
+
+
+def _derive(table: Tensor, name: Hashable, change: Callable[[Tensor], Tensor]) -> Tensor:
+    return change(table)
+
+
+def check_inputs(
+    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition | Band
+) -> None:
+    """Check the inputs of `window_attention`: some backends would read beyond the end of a wrong one.
+
+    Raises:
+        ValueError: If the shapes disagree, or the tensors are on different devices.
+    """
+    heads = len(scale)
+    table = (heads, *(2 * side - 1 for side in partition.window))
+    if not isinstance(partition, Band) and tuple(qkv.shape[1:3]) != tuple(partition.size):
         raise ValueError(
-            f"sequential attention needs the backend 'fused' or 'llvm', and {backend!r} with dropout_p={dropout_p} is "
-            f"{chosen!r}, which keeps the scores of all windows: set attn_drop_rate=0 and attn_backend='auto'"
+            f'qkv of shape {tuple(qkv.shape)} is not a map of {partition.size[0]} x {partition.size[1]} tokens, '
+            'for which the partition is made'
         )
-    return reference_window_attention(qkv, scale, bias_table, partition, dropout_p)
+    if tuple(bias_table.shape) != table or scale.numel() != heads or qkv.shape[3] % (3 * heads):
+        raise ValueError(
+            f'qkv {tuple(qkv.shape)}, scale {tuple(scale.shape)} and bias table {tuple(bias_table.shape)} do not fit '
+            f'together: for windows of {partition.window} and {heads} heads the table is {table}, the scale '
+            f'{(heads, 1, 1)}, and the channels of qkv are a multiple of {3 * heads}'
+        )
+    if not qkv.device == scale.device == bias_table.device:
+        raise ValueError(
+            f'qkv is on {qkv.device}, scale on {scale.device} and the bias table on {bias_table.device}: '
+            'move them to one device'
+        )

@@ -14,10 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from swinv2_mm.ops.window_attention.partition import Tile, WindowPartition
-from swinv2_mm.ops.window_attention.reference import MIN_NORM, expand_bias
+from swinv2_mm.ops import private
+from swinv2_mm.ops.window_attention.partition import Band, Tile, WindowPartition
+from swinv2_mm.ops.window_attention.reference import (
+    MIN_NORM,
+    differentiable_gradients,
+    expand_bias,
+)
 
 # Bytes that a chunk may hold on the CPU, so that they stay in its cache: of queries, keys and values in the forward
 # pass, and of scores in the backward pass.
@@ -111,20 +115,6 @@ def attend_tiles(
     return out
 
 
-def _forward(
-    qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, sequential: bool
-) -> Tensor:
-    exact = torch.promote_types(qkv.dtype, torch.float32)
-    table = table.to(exact)
-    return attend_tiles(
-        partition.tiles(),
-        qkv,
-        scale.to(exact),
-        lambda window: expand_bias(crop_table(table, window)),
-        sequential,
-    )
-
-
 def _backward_of_chunk(
     qkv: Tensor, grad: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,7 +138,7 @@ def _backward_of_chunk(
     scores.view(count, heads, tokens, tokens).add_(bias)
     weights = torch.softmax(scores, dim=-1)
     of_weights = torch.bmm(grad, v.transpose(1, 2), out=scores)
-    of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+    of_scores = private.softmax_backward(of_weights, weights)
     grads = torch.empty_like(qkv)
     torch.bmm(of_scores, k, out=grads[0].view(q.shape))
     torch.bmm(of_scores.transpose(1, 2), q, out=grads[1].view(q.shape))
@@ -174,14 +164,15 @@ class _FusedWindowAttention(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv, scale, table)
         ctx.partition, ctx.sequential = partition, sequential
-        return _forward(qkv, scale, table, partition, sequential)
+        return _infer(qkv, scale, lambda name, change: change(table), partition, sequential)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, scale, table = ctx.saved_tensors
+        if torch.is_grad_enabled():  # `create_graph=True`
+            return (*differentiable_gradients(grad, ctx.saved_tensors, ctx.partition), None, None)
         exact = torch.promote_types(qkv.dtype, torch.float32)
-        with torch.autocast(qkv.device.type, enabled=False):
+        with private.no_autocast(qkv.device):
             exact_scale, exact_table = scale.to(exact), table.to(exact)
             grad_qkv = torch.empty_like(qkv)
             grad_scale = exact_scale.new_zeros(len(table))
@@ -218,15 +209,27 @@ class _FusedWindowAttention(torch.autograd.Function):
         return grad_qkv, grad_scale, grad_table.to(table.dtype), None, None
 
 
+def _infer(
+    qkv: Tensor, scale: Tensor, derive: Any, windows: WindowPartition | Band, sequential: bool
+) -> Tensor:
+    exact = torch.promote_types(qkv.dtype, torch.float32)
+
+    def bias_of(window: tuple[int, int]) -> Tensor:
+        found = derive(window, lambda table: expand_bias(crop_table(table, window)).contiguous())
+        return found.to(exact)
+
+    return attend_tiles(windows.tiles(), qkv, scale.to(exact), bias_of, sequential)
+
+
 def fused_window_attention(
     qkv: Tensor,
     scale: Tensor,
-    bias_table: Tensor,
-    partition: WindowPartition,
+    derive: Any,
+    partition: WindowPartition | Band,
     sequential: bool = False,
 ) -> Tensor:
-    """See `window_attention`. Scores are in fp32 at least; a second derivative does not exist."""
-    with torch.autocast(qkv.device.type, enabled=False):
-        if not torch.is_grad_enabled():
-            return _forward(qkv, scale, bias_table, partition, sequential)
-        return _FusedWindowAttention.apply(qkv, scale, bias_table, partition, sequential)
+    """See `window_attention`. Scores are in fp32 at least; second derivatives are those of the reference."""
+    if not torch.is_grad_enabled():
+        return _infer(qkv, scale, derive, partition, sequential)
+    table = derive('table', lambda given: given)
+    return _FusedWindowAttention.apply(qkv, scale, table, partition, sequential)

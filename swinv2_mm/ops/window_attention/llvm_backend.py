@@ -15,14 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
+from swinv2_mm.execution import LLVM_LANES as LANES
 from swinv2_mm.ops.llvm import runtime
-from swinv2_mm.ops.window_attention.checks import check_inputs
-from swinv2_mm.ops.window_attention.partition import Run, Runs, WindowPartition
+from swinv2_mm.ops.optional import register_flop_formula
+from swinv2_mm.ops.window_attention.partition import Band, Run, Runs, WindowPartition
+from swinv2_mm.ops.window_attention.reference import differentiable_gradients
 
-MAX_HEAD_DIM = 128
-LANES = tuple(runtime.LANES.values())
 # Tasks of a thread: as many as share the work evenly, few enough that laying out biases is of no account.
 TASKS_PER_THREAD = 4
 
@@ -35,34 +34,12 @@ def _kernels() -> tuple[Any, Any]:
     return llvm_kernel, llvm_backward_kernel
 
 
-@torch.compiler.assume_constant_result
-def why_not_llvm(
-    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
-) -> str | None:
-    """Why the kernels cannot run, in words that fit after "because"; `None` if they can.
-
-    Args:
-        device: Where the tensors are.
-        head_dim: Channels of a head.
-        dtype: That of queries, keys and values.
-    """
-    if device.type != 'cpu':
-        return f'it is for CPUs, and the tensors are on the device {str(device)!r}'
-    if dtype != torch.float32:
-        return f'it computes in fp32, not in {dtype}'
-    if head_dim % LANES[0] or not 1 <= head_dim <= MAX_HEAD_DIM:
-        return (
-            f'its heads have a multiple of {LANES[0]} channels up to {MAX_HEAD_DIM}, not {head_dim}'
-        )
-    return runtime.why_not_here()
-
-
 @dataclass(frozen=True)
 class _Plan:
     """The tasks of a call.
 
     Attributes:
-        tasks: `(nH * tasks per head, TASK)`, see `llvm_kernel`; head by head.
+        tasks: `(nH * tasks per head, TASK)`, see `llvm_windows`; head by head.
         tokens: Of the largest window.
         pixels: What the tasks hold addresses of.
     """
@@ -235,8 +212,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
-    return *grads, None, None, None
+    if not torch.is_grad_enabled():
+        grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
+        return *grads, None, None, None
+    # `create_graph=True`. The first window is a whole one, or as long as the shift.
+    (qkv, scale, laid_out), window = ctx.saved_tensors, tuple(ctx.window)
+    shift = ctx.rows[2] % window[0], ctx.cols[2] % window[1]
+    partition = WindowPartition(tuple(qkv.shape[1:3]), window, shift)
+    with torch.enable_grad():
+        table = laid_out[:, : -LANES[-1]].flip(1).unflatten(1, [2 * side - 1 for side in window])
+    of_qkv, of_scale, of_table = differentiable_gradients(grad, (qkv, scale, table), partition)
+    if of_table is not None:
+        of_table = lay_out_table(of_table)
+    return of_qkv, of_scale, of_table, None, None, None
 
 
 attention.register_autograd(_differentiate, setup_context=_save)
@@ -260,25 +248,20 @@ def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
     return 2 * _flops(*args)
 
 
-def attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
-    """As `attention`, with `runs` for `rows` and `cols`."""
-    if not torch.is_grad_enabled() and runtime.is_plain(qkv):
-        # Calling an operator takes longer than some kernels.
-        return _attend(qkv, scale, table, window, runs)
-    return attention(qkv, scale, table, [*window], *(_numbers(part) for part in runs))
-
-
 def llvm_window_attention(
-    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition
+    qkv: Tensor, scale: Tensor, derive: Any, partition: WindowPartition | Band, direct: bool = False
 ) -> Tensor:
-    """See `window_attention`. All in fp32; a second derivative does not exist.
+    """See `window_attention`. All in fp32; second derivatives are those of the reference.
 
     Stored for the backward pass are the inputs.
 
-    Raises:
-        ValueError: If the shapes disagree, or the tensors are on different devices.
+    Args:
+        qkv, scale, partition: See `window_attention`.
+        derive: The function that `window_attention` takes for `bias_table`.
+        direct: Whether to run the kernel without the operator around it.
     """
-    check_inputs(qkv, scale, bias_table, partition)
-    with torch.autocast(qkv.device.type, enabled=False):
-        table = lay_out_table(bias_table)
-        return attend(qkv, scale.float(), table, partition.window, partition.runs)
+    table, scale = derive('llvm', lay_out_table), scale.float()
+    if direct:
+        return _attend(qkv, scale, table, partition.window, partition.runs)
+    runs = (_numbers(part) for part in partition.runs)
+    return attention(qkv, scale, table, [*partition.window], *runs)

@@ -13,10 +13,10 @@ from llvmlite.ir import Value
 
 from swinv2_mm.ops.llvm.emitter import DOUBLE
 from swinv2_mm.ops.llvm.runtime import compile_function
-from swinv2_mm.ops.window_attention.llvm_kernel import (
+from swinv2_mm.ops.window_attention.llvm_kernel import AttentionEmitter
+from swinv2_mm.ops.window_attention.llvm_windows import (
     ARGUMENTS,
     ROWS,
-    AttentionEmitter,
     buffer_sizes,
     padded_tokens,
 )

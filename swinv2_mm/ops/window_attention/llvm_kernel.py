@@ -15,181 +15,23 @@ from collections.abc import Callable, Sequence
 
 from llvmlite.ir import Value
 
-from swinv2_mm.ops.llvm.emitter import FLOAT, INT, POINTER, Emitter
+from swinv2_mm.ops.llvm.emitter import FLOAT
 from swinv2_mm.ops.llvm.runtime import compile_function
+from swinv2_mm.ops.window_attention.llvm_windows import (
+    ARGUMENTS,
+    ROWS,
+    WindowEmitter,
+    scratch_size,
+)
 from swinv2_mm.ops.window_attention.reference import MIN_NORM
 
-ROWS = 4  # queries that are taken together
-LINE = 16  # numbers of a cache line
+__all__ = ['AttentionEmitter', 'build', 'scratch_size']
+
 BLOCK = 32  # tokens that are added up by themselves first, for the sake of rounding
-ARGUMENTS = (
-    '*qkv',  # (pixels, 3, nH, D)
-    '*out',  # (pixels, nH, D)
-    '*scale',  # (nH,)
-    '*table',  # (nH, pitch): backwards, and filled up by a vector
-    '*tasks',  # (tasks, TASK)
-    '*counters',  # of tasks and of threads; both 0
-    '*scratch',  # (threads, scratch_size)
-    'scratch_size',
-    'tasks_count',
-    'channels',  # nH * D
-    'pitch',
-    'height',  # of the window that the table is for
-    'width',
-)  # fmt: skip
-# Of a task: an identity of its bias, head, height and width of its windows, address of the windows' first pixels, their
-# number, address of the pixels of a window relative to its first.
-TASK = 7
 
 
-def scratch_size(tokens: int, lanes: int, head_dim: int) -> int:
-    """Numbers that a thread of the forward pass needs for windows of so many tokens; see `AttentionEmitter.begin`."""
-    return sum(buffer_sizes(tokens, lanes, head_dim)) + padded_tokens(tokens, lanes)
-
-
-def padded_tokens(tokens: int, lanes: int) -> int:
-    """Filled up to whole vectors."""
-    return -(-tokens // lanes) * lanes
-
-
-def buffer_sizes(tokens: int, lanes: int, head_dim: int) -> tuple[int, int, int]:
-    """Numbers of a buffer with all tokens by channel, with `ROWS` rows of scores, and with all pairs of tokens."""
-    padded = padded_tokens(tokens, lanes)
-    return head_dim * (padded + lanes), ROWS * padded, tokens * padded + lanes
-
-
-class AttentionEmitter(Emitter):
-    """What both passes have in common.
-
-    Args:
-        name: Of the function.
-        lanes: Numbers of a vector.
-        head_dim: A multiple of them.
-        arguments: Of the function.
-    """
-
-    def __init__(self, name: str, lanes: int, head_dim: int, arguments: Sequence[str]) -> None:
-        super().__init__(name, lanes, arguments)
-        self.head_dim = head_dim
-        self.steps = [self.integer(start) for start in range(0, head_dim, lanes)]
-        # As many accumulators as leave registers for operands.
-        registers = 16 if lanes == 16 else 8
-        self.together = max(
-            size for size in (1, 2, 4) if size == 1 or size * len(self.steps) <= registers
-        )
-        self.vectors = registers // ROWS
-        self.triple = self.muls(self.integer(3), self.arguments['channels'])
-        thread = self.builder.atomic_rmw(
-            'add', self._int_at('counters', 1), self.integer(1), 'monotonic'
-        )
-        self.scratch = self.at(
-            self.arguments['scratch'], self.muls(thread, self.arguments['scratch_size'])
-        )
-        self.known = self.builder.alloca(INT)  # which bias is laid out
-        self.builder.store(self.integer(-1), self.known)
-
-    def _int_at(self, argument: str, index: int) -> Value:
-        return self.builder.gep(self.arguments[argument], [self.integer(index)], source_etype=INT)
-
-    def begin(self, task: Value) -> None:
-        """Read a task, and divide the scratch memory."""
-        builder = self.builder
-        row = builder.gep(
-            self.arguments['tasks'], [self.muls(task, self.integer(TASK))], source_etype=INT
-        )
-        kinds = (INT, INT, INT, INT, POINTER, INT, POINTER)
-        fields = [self.load_int(row, self.integer(index), kind) for index, kind in enumerate(kinds)]
-        self.identity, self.head, self.height, self.width = fields[:4]
-        self.origins, self.count, self.offsets = fields[4:]
-        self.tokens = self.muls(self.height, self.width)
-        self.last = builder.sub(self.tokens, self.integer(1))
-        self.padded = builder.and_(
-            builder.add(self.tokens, self.integer(self.lanes - 1)), self.integer(-self.lanes)
-        )
-        # Rows of planes are not a power of two apart: they would share few lines of the cache.
-        self.plane_pitch = builder.add(self.padded, self.integer(self.lanes))
-        self.scale = self.load(self.arguments['scale'], self.head)
-        self.plane = self.muls(self.plane_pitch, self.integer(self.head_dim))
-        self.rows = self.muls(self.padded, self.integer(ROWS))
-        self.pairs = builder.add(self.muls(self.tokens, self.padded), self.integer(self.lanes))
-        # The buffers of a thread: transposed unit keys, what made them unit vectors, scores, biases.
-        self.bias = self.scratch
-        self.keys = self.at(self.bias, self.pairs)
-        self.key_factors = self.at(self.keys, self.plane)
-        self.scores = self.at(self.key_factors, self.padded)
-        self.free = self.at(self.scores, self.rows)
-        self.lay_out_bias()
-
-    def window(self, index: Value) -> None:
-        """The addresses of the task's head in the first token of a window."""
-        pixel, channels = self.load_int(self.origins, index), self.arguments['channels']
-        start = self.muls(self.head, self.integer(self.head_dim))
-        self.q = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
-        self.k, self.v = self.at(self.q, channels), self.at(self.q, channels, channels)
-        self.place = self.builder.add(self.muls(pixel, channels), start)
-        self.place_qkv = self.builder.add(self.muls(pixel, self.triple), start)
-
-    def prefetch_window(self, index: Value) -> None:
-        """Have queries, keys and values of a window brought to the cache, at most of the task's last one."""
-        last = self.builder.sub(self.count, self.integer(1))
-        pixel = self.load_int(self.origins, self.smaller_int(index, last))
-        start = self.muls(self.head, self.integer(self.head_dim))
-        first = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
-        with self.loop(self.integer(0), self.tokens) as (token, _):
-            q = self.token(first, token, self.triple)
-            k = self.at(q, self.arguments['channels'])
-            for vectors in (q, k, self.at(k, self.arguments['channels'])):
-                for line in range(0, self.head_dim, LINE):
-                    self.prefetch(self.at(vectors, self.integer(line)))
-
-    def token(self, base: Value, index: Value, pitch: Value) -> Value:
-        """The address of a token of the window, in a map with so many numbers per pixel."""
-        return self.at(base, self.muls(self.load_int(self.offsets, index), pitch))
-
-    def segments(self, visit: Callable[[Value, Value, Value, Value], None]) -> None:
-        """Visit the vectors in which biases of a query lie side by side in the table, too.
-
-        Args:
-            visit: Takes the query, the place in the row of its keys, the place in the head's table, and how many
-                numbers of the vector are meant: at least one, maybe more than all.
-        """
-        builder, one = self.builder, self.integer(1)
-        pitch = builder.sub(self.muls(self.integer(2), self.arguments['width']), one)
-        with (
-            self.loop(self.integer(0), self.height) as (y, _),
-            self.loop(self.integer(0), self.width) as (x, _),
-        ):
-            query = builder.add(self.muls(y, self.width), x)
-            with self.loop(self.integer(0), self.height) as (row, _):
-                down = builder.sub(builder.add(row, self.arguments['height']), builder.add(y, one))
-                across = builder.sub(self.arguments['width'], builder.add(x, one))
-                source = builder.add(self.muls(down, pitch), across)
-                with self.loop(self.integer(0), self.width, self.lanes) as (col, _):
-                    key = builder.add(self.muls(row, self.width), col)
-                    visit(query, key, builder.add(source, col), builder.sub(self.width, col))
-
-    def lay_out_bias(self) -> None:
-        """Fill `bias`, (N, P), unless it is there already; minus infinity in the columns without a key."""
-        builder = self.builder
-        identity = builder.add(self.muls(self.identity, self.integer(1 << 32)), self.head)
-        table = self.at(self.arguments['table'], self.muls(self.head, self.arguments['pitch']))
-
-        def copy(query: Value, key: Value, source: Value, _: Value) -> None:
-            # What this writes too much, the following segments write over.
-            target = self.at(self.bias, self.muls(query, self.padded), key)
-            self.store(self.load_vector(table, source), target)
-
-        with builder.if_then(
-            builder.icmp_signed('!=', builder.load(self.known, typ=INT), identity)
-        ):
-            builder.store(identity, self.known)
-            self.segments(copy)
-            start = builder.sub(self.padded, self.integer(self.lanes))
-            beyond = self.lanes_from(builder.sub(self.tokens, start))
-            with self.loop(self.integer(0), self.tokens) as (query, _):
-                place = self.at(self.bias, self.muls(query, self.padded), start)
-                value = builder.select(beyond, self.splat(float('-inf')), self.load_vector(place))
-                self.store(value, place)
+class AttentionEmitter(WindowEmitter):
+    """What both passes compute from the tokens of a window; for the arguments see `WindowEmitter`."""
 
     def factors(self, squared: Value) -> Value:
         """From squared lengths of vectors to what makes them unit vectors, see `reference.normalize`."""

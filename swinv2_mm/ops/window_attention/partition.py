@@ -103,15 +103,16 @@ class Band:
         images: The images of the batch.
         rows: Rows of tokens, from the first to before the last.
         runs: The windows along height and width, in `(images, rows, W)` cut out of the map.
+        window: Height and width of a whole window.
     """
 
     images: slice
     rows: slice
     runs: Runs
+    window: tuple[int, int]
 
-    @property
     def tiles(self) -> tuple[Tile, ...]:
-        """The same windows, by size."""
+        """See `WindowPartition.tiles`."""
         return _tiles(self.runs)
 
 
@@ -168,7 +169,7 @@ class WindowPartition:
 
     @property
     def runs(self) -> Runs:
-        """Of the windows of `tiles`, along height and width."""
+        """The windows of `tiles` along height and width."""
         return self._runs(0), self._runs(1)
 
     def bands(self, images: int, tokens: int) -> Iterator[Band]:
@@ -196,6 +197,7 @@ class WindowPartition:
                         slice(image, min(image + together, images)),
                         slice(start, start + height),
                         (tuple(rows), cols),
+                        self.window,
                     )
                     start, rows = start + height, []
 

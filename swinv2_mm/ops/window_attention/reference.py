@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swinv2_mm.ops import private
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 
 # A vector shorter than this has no direction worth a gradient.
@@ -117,9 +118,20 @@ def reference_window_attention(
     dropout_p: float = 0.0,
 ) -> Tensor:
     """See `window_attention`: pad, shift, cut, attend under a mask, and put back."""
-    with torch.autocast(device_type=qkv.device.type, enabled=False):
+    with private.no_autocast(qkv.device):
         windows = partition.split(qkv).unflatten(-1, (3, len(bias_table), -1))
         q, k, v = windows.permute(2, 0, 3, 1, 4)  # (B * nW, nH, N, D) each
         bias, regions = expand_bias(bias_table), partition.regions(qkv.device)
         out = attend(q, k, v, scale, bias, regions, dropout_p)
         return partition.join(out.transpose(1, 2).flatten(2))
+
+
+def differentiable_gradients(
+    grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], partition: WindowPartition
+) -> list[Tensor | None]:
+    """Gradients of `qkv`, `scale` and `bias_table` that have gradients themselves, for `create_graph=True`."""
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    with torch.enable_grad():
+        out = reference_window_attention(*inputs, partition)
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [next(found) if tensor.requires_grad else None for tensor in inputs]

@@ -6,23 +6,15 @@ that `torch.compile` takes them as they are. Triton is imported when a kernel ru
 
 # Annotations are not postponed here: torch reads those of operators.
 import functools
-import os
-import shutil
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
-from swinv2_mm.ops.llvm import runtime
-from swinv2_mm.ops.window_attention.checks import check_inputs
+from swinv2_mm.ops.optional import register_flop_formula
 from swinv2_mm.ops.window_attention.partition import WindowPartition
-from swinv2_mm.ops.window_attention.reference import fold_bias
+from swinv2_mm.ops.window_attention.reference import differentiable_gradients, fold_bias
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_HEAD_DIM = 128
-MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
 # Most tokens of a block, of which a program owns one, and of a step, by which it walks through the window: in the
 # forward pass, and in the backward pass. fp32 takes smaller ones: exact products of fp32 fill the registers.
 BLOCK, STEP, GRAD_STEP = 64, 32, 64
@@ -59,56 +51,9 @@ def _processors(device: torch.device) -> int:
 
 
 def _interpreted() -> bool:
-    """Whether Triton runs kernels in Python, as it does if TRITON_INTERPRET=1 was set before its import."""
-    from triton.runtime.interpreter import InterpretedFunction
+    from swinv2_mm.ops.window_attention.triton_parts import is_interpreted
 
-    return isinstance(_kernels().attention_kernel, InterpretedFunction)
-
-
-@torch.compiler.assume_constant_result
-def why_not_triton(
-    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
-) -> str | None:
-    """Why the kernels cannot run, in words that fit after "because"; `None` if they can.
-
-    Args:
-        device: Where the tensors are.
-        head_dim: Channels of a head.
-        dtype: That of queries, keys and values.
-    """
-    if dtype not in DTYPES:
-        return f'it computes in fp16, bf16 or fp32, not in {dtype}'
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        return f'its heads have 1 to {MAX_HEAD_DIM} channels, not {head_dim}'
-    if device.type == 'cuda' and device.index is None and torch.cuda.is_available():
-        device = torch.device('cuda', torch.cuda.current_device())
-    return _why_not_on(device)
-
-
-@functools.cache
-def _why_not_on(device: torch.device) -> str | None:
-    try:
-        if _interpreted():
-            return None
-    except ImportError as error:
-        return f'the package triton is not installed, or cannot be imported ({error})'
-    if device.type != 'cuda':
-        return f'it needs an NVIDIA GPU, and the tensors are on the device {str(device)!r}'
-    if not torch.cuda.is_available():
-        return 'it needs an NVIDIA GPU, and torch finds none'
-    if torch.version.hip is not None:
-        return 'it needs an NVIDIA GPU, and this torch is built for ROCm'
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return (
-            f'it needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more, and '
-            f'{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}'
-        )
-    if sys.platform == 'linux' and not (
-        os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')
-    ):
-        return 'Triton needs a C compiler: install gcc or clang'
-    return None
+    return is_interpreted()
 
 
 def _block(tokens: int, dtype: torch.dtype) -> int:
@@ -331,6 +276,9 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     if grad is None:
         return None, None, None, None, None
     qkv, scale, table, out, lse = ctx.saved_tensors
+    if torch.is_grad_enabled():  # `create_graph=True`
+        partition = WindowPartition(tuple(qkv.shape[1:3]), tuple(ctx.window), tuple(ctx.shift))
+        return *differentiable_gradients(grad, (qkv, scale, table), partition), None, None
     with_table = ctx.needs_input_grad[2]
     grads = _backward(grad, qkv, scale, table, out, lse, ctx.window, ctx.shift, with_table)
     return *grads, None, None
@@ -340,22 +288,23 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def triton_window_attention(
-    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition
+    qkv: Tensor,
+    scale: Tensor,
+    bias_table: Tensor,
+    partition: WindowPartition,
+    direct: bool = False,
 ) -> Tensor:
-    """See `window_attention`. Logits and softmax are in fp32; a second derivative does not exist.
+    """See `window_attention`. Logits and softmax are in fp32; second derivatives are those of the reference.
 
     fp32 is multiplied as tf32 where `torch.backends.cuda.matmul` allows it. Stored for the backward pass are
     the inputs, the output and one number per token and head.
 
-    Raises:
-        ValueError: If the shapes disagree, or the tensors are on different devices.
+    Args:
+        qkv, scale, bias_table, partition: See `window_attention`.
+        direct: Whether to run the kernel without the operator around it.
     """
-    check_inputs(qkv, scale, bias_table, partition)
-    # Calling an operator takes longer than some kernels.
-    plain = not torch.is_grad_enabled() and runtime.is_plain(qkv)
-    call = _attend if plain else _attention
-    with torch.autocast(qkv.device.type, enabled=False):
-        return call(qkv, scale, bias_table, [*partition.window], [*partition.shift])[0]
+    call = _attend if direct else _attention
+    return call(qkv, scale, bias_table, [*partition.window], [*partition.shift])[0]
 
 
 @register_flop_formula(torch.ops.swinv2_mm.window_attention)

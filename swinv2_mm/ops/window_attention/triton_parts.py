@@ -15,6 +15,7 @@ Scale and table come multiplied by log2(e): the hardware has the exponential of 
 
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
 from swinv2_mm.ops.window_attention.reference import MIN_NORM
 
@@ -147,3 +148,8 @@ def biases_of(middle, q_offset, k_offset, GATHER: tl.constexpr):
     else:
         biases = tl.load(pointers)
     return biases
+
+
+def is_interpreted() -> bool:
+    """Return whether Triton runs kernels in Python, as with TRITON_INTERPRET=1 set before its import."""
+    return isinstance(cells, InterpretedFunction)

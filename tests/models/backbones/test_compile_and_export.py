@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from swinv2_mm.models.backbones import SwinTransformerV2
-from swinv2_mm.ops.exporting import is_exporting
+from swinv2_mm.ops.private import is_exported as is_exporting
 
 NANO = dict(embed_dims=16, depths=(2, 2), num_heads=(1, 2))
 

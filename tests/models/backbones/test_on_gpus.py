@@ -22,10 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_runs import gpu, only_interpreted, outside
 
+from swinv2_mm import execution
 from swinv2_mm.models.backbones import SwinTransformerV2
 from swinv2_mm.models.layers.eval_cache import EvalCache
 from swinv2_mm.models.layers.position_bias import PositionBias
-from swinv2_mm.ops.window_attention import triton_backend
 from swinv2_mm.ops.window_attention.fused import MOST_WINDOWS_GPU, windows_per_chunk
 
 # 32 channels a head, as in all published models, so that a GPU compiles few kernels.
@@ -156,7 +156,7 @@ def test_a_forward_pass_reads_nothing_back_and_stays_on_its_device(monkeypatch, 
 
     Under autocast the kernel takes queries, keys and values in half precision, scale and table in fp32.
     """
-    monkeypatch.setattr(triton_backend, '_why_not_on', lambda device: None)
+    monkeypatch.setattr(execution, 'why_not_triton_on', lambda device: None)
     device = 'cuda:1'
     for training in (False, True):
         with FakeTensorMode(), torch.set_grad_enabled(training):
@@ -178,7 +178,7 @@ def test_a_forward_pass_reads_nothing_back_and_stays_on_its_device(monkeypatch, 
 @pytest.mark.parametrize(('backend', 'with_cp'), [('triton', True), ('fused', False)])
 def test_a_training_step_reads_nothing_back(monkeypatch, backend, with_cp):
     """Without a GPU torch has no backward pass there; but no operator of this one differs."""
-    monkeypatch.setattr(triton_backend, '_why_not_on', lambda device: None)
+    monkeypatch.setattr(execution, 'why_not_triton_on', lambda device: None)
     with FakeTensorMode():
         model = on_fake('cpu', attn_backend=backend, with_cp=with_cp, out_indices=(0,))
         loss_of(model, torch.empty(2, 3, 50, 71)).backward()

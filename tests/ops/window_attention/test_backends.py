@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from swinv2_mm.ops.window_attention import (
     WindowPartition,
-    available_backends,
     choose_backend,
     window_attention,
 )
@@ -123,7 +122,6 @@ def test_memory_of_training_does_not_grow_with_the_scores():
 
 def test_the_choice_of_a_backend():
     cpu = torch.device('cpu')
-    assert available_backends()[:3] == ('auto', 'reference', 'fused')
     assert choose_backend('auto', cpu, dtype=torch.float64) == 'fused'
     assert choose_backend('auto', torch.device('meta')) == 'fused'
     assert choose_backend('reference', cpu) == 'reference'

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from test_backends import PAIRS, SIDES, case, check, run
 from torch.utils.flop_counter import FlopCounterMode
 
+from swinv2_mm.execution import why_not_llvm
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import llvm_backend as backend
 
 CPU = torch.device('cpu')
-REASON = backend.why_not_llvm(CPU)
+REASON = why_not_llvm(CPU)
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 NARROW = torch.backends.cpu.get_cpu_capability() == 'AVX2'
 
@@ -239,7 +240,7 @@ def test_other_backends_run_where_it_cannot(environment, before, reason):
         'import torch\n'
         'from swinv2_mm import SwinTransformerV2\n'
         'from swinv2_mm.ops.window_attention import choose_backend\n'
-        'from swinv2_mm.ops.window_attention.llvm_backend import why_not_llvm\n'
+        'from swinv2_mm.execution import why_not_llvm\n'
         f'assert {reason!r} in why_not_llvm(torch.device("cpu"))\n'
         'assert choose_backend("auto", torch.device("cpu")) == "fused"\n'
         'arch = dict(embed_dims=32, depths=[2], num_heads=[1])\n'

@@ -106,9 +106,9 @@ def test_bands_hold_every_window_once(size, window, shift, most):
     found = []
     for band in partition.bands(3, most):
         part = tokens[band.images, band.rows]
-        rows_of_windows = {row for tile in band.tiles for row in range(tile.rows.count)}
+        rows_of_windows = {row for tile in band.tiles() for row in range(tile.rows.count)}
         assert part.numel() <= most or len(part) == 1
         assert part.numel() <= most or len(rows_of_windows) == 1
-        for tile in band.tiles:
+        for tile in band.tiles():
             found += windows_of(tile, part).tolist()
     assert sorted(found) == sorted(windows)

@@ -10,7 +10,8 @@ from test_backends import TOLERANCES, case, check, run
 from torch.utils.flop_counter import FlopCounterMode
 from triton_runs import DEVICE, gpu, kernels, outside
 
-from swinv2_mm.ops.window_attention import available_backends, choose_backend, window_attention
+from swinv2_mm.execution import BACKENDS
+from swinv2_mm.ops.window_attention import choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
 CPU = torch.device('cpu')
@@ -323,7 +324,7 @@ def test_kernels_compile_where_there_is_no_gpu(
 
 @outside
 def test_where_it_cannot_run_it_says_why():
-    assert available_backends() == ('auto', 'reference', 'fused', 'llvm', 'triton')
+    assert BACKENDS == ('auto', 'reference', 'fused', 'llvm', 'triton')
     with pytest.raises(ValueError, match=r"'triton' cannot run here, because .*(GPU|triton)"):
         choose_backend('triton', CPU)
     with pytest.raises(ValueError, match=r'fp16, bf16 or fp32, not in torch\.float64'):
@@ -340,7 +341,7 @@ def test_the_package_imports_without_triton():
         'import sys; sys.modules["triton"] = None\n'
         'import torch\n'
         'from swinv2_mm.ops.window_attention import choose_backend\n'
-        'from swinv2_mm.ops.window_attention.triton_backend import why_not_triton\n'
+        'from swinv2_mm.execution import why_not_triton\n'
         'cpu = torch.device("cpu")\n'
         'assert "not installed" in why_not_triton(cpu), why_not_triton(cpu)\n'
         'assert choose_backend("auto", cpu) in ("llvm", "fused")\n'

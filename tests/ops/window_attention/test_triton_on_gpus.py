@@ -11,6 +11,7 @@ from test_triton import on_device, triton
 from torch.utils.checkpoint import checkpoint
 from triton_runs import DEVICE, INTERPRETED, gpu, kernels, outside
 
+from swinv2_mm import execution
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
@@ -264,7 +265,7 @@ def launches_recorded(monkeypatch, guarded):
 
     with monkeypatch.context() as patch:
         patch.setattr(JITFunction, 'run', record)
-        patch.setattr(backend, '_why_not_on', lambda device: None)
+        patch.setattr(execution, 'why_not_triton_on', lambda device: None)
         yield found
 
 
@@ -345,6 +346,7 @@ def two_gpus(monkeypatch):
     monkeypatch.setenv('CC', 'cc')
 
     def forget():
+        execution.why_not_triton_on.cache_clear()
         for function in vars(backend).values():
             getattr(function, 'cache_clear', lambda: None)()
 
@@ -359,7 +361,7 @@ def test_cards_without_bf16_take_the_fused_backend(two_gpus):
     assert choose_backend('auto', CUDA) == 'triton'
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert choose_backend('auto', old, dtype=dtype) == 'fused'
-    reason = backend.why_not_triton(old)
+    reason = execution.why_not_triton(old)
     assert 'capability 8.0' in reason and 'Tesla T4 has 7.5' in reason
     with pytest.raises(ValueError, match=r"'triton' cannot run here, because .*Tesla T4 has 7\.5"):
         choose_backend('triton', old)

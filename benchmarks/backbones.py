@@ -1,0 +1,157 @@
+"""The same SwinV2 of several libraries, with the same weights and the same four stage maps.
+
+Each function imports its library only when it is called, in the process of its contestant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import SIZES, Case
+from benchmarks.contestants import SEQUENTIAL
+from benchmarks.task import Task, autocast
+from benchmarks.weights import load_weights
+
+Maps = Callable[[Tensor], Any]  # from an image to its stage maps
+
+
+def build(case: Case, options: Mapping[str, Any]) -> Task:
+    """A forward pass, or one with the backward pass of the mean square of all maps.
+
+    Args:
+        case: The case.
+        options: `library`: a key of `_MODELS`; `weights`: the file; `compile`; `backend` of ours.
+    """
+    model, maps = _MODELS[options['library']](case, options)
+    load_weights(model, options['weights'], options['library'])
+    model.train(case.mode == 'train')  # not chained: mmpretrain's returns nothing
+    model.to(case.device)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(case.batch, 3, *case.input, generator=generator).to(case.device)
+    call = torch.compile(maps) if options.get('compile') else maps
+
+    def look() -> list[Tensor]:
+        with torch.no_grad(), autocast(case.device, case.dtype):
+            return list(call(image))
+
+    def step() -> None:
+        with autocast(case.device, case.dtype):
+            found = call(image)
+        torch.stack([x.float().square().mean() for x in found]).sum().backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    return Task(step if case.mode == 'train' else look, case.device, look)
+
+
+def _ours(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    from swinv2_mm import SwinTransformerV2
+
+    is_sequential = options['backend'] == SEQUENTIAL
+    model = SwinTransformerV2(
+        vars(SIZES[case.arch]),
+        window_size=case.window,
+        drop_path_rate=0.0,
+        norm_cfg=None,
+        attn_backend='auto' if is_sequential else options['backend'],
+        sequential_self_attention=is_sequential,
+    )
+    return model, model
+
+
+def _timm(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """Windows shrink to smaller maps; the unit of the position bias is held at the window asked for."""
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
+    size = SIZES[case.arch]
+    model = SwinTransformerV2(
+        img_size=case.input,
+        embed_dim=size.embed_dims,
+        depths=size.depths,
+        num_heads=size.num_heads,
+        window_size=case.window,
+        pretrained_window_sizes=(case.window,) * len(size.depths),
+        drop_path_rate=0.0,
+        num_classes=0,
+    )
+    return model, lambda image: model.forward_intermediates(image, intermediates_only=True)
+
+
+def _torchvision(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """Smaller maps are padded to the window."""
+    from torchvision.models import swin_transformer as library
+
+    size = SIZES[case.arch]
+    model = library.SwinTransformer(
+        [4, 4],
+        size.embed_dims,
+        list(size.depths),
+        list(size.num_heads),
+        [case.window, case.window],
+        stochastic_depth_prob=0.0,
+        num_classes=1,
+        block=library.SwinTransformerBlockV2,
+        downsample_layer=library.PatchMergingV2,
+    )
+
+    def maps(image: Tensor) -> list[Tensor]:
+        x, found = image, []
+        for index, module in enumerate(model.features):
+            x = module(x)
+            if index % 2:  # the even ones embed and merge
+                found.append(x.permute(0, 3, 1, 2).contiguous())
+        return found
+
+    return model, maps
+
+
+def _hf(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """transformers': windows shrink to maps that are less high."""
+    from transformers import Swinv2Backbone, Swinv2Config
+
+    size = SIZES[case.arch]
+    config = Swinv2Config(
+        image_size=case.input,
+        embed_dim=size.embed_dims,
+        depths=list(size.depths),
+        num_heads=list(size.num_heads),
+        window_size=case.window,
+        pretrained_window_sizes=[case.window] * len(size.depths),
+        drop_path_rate=0.0,
+        out_features=[f'stage{stage + 1}' for stage in range(len(size.depths))],
+    )
+    model = Swinv2Backbone(config)
+    return model, lambda image: [x.contiguous() for x in model(image).feature_maps]
+
+
+def _mmpretrain(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """Windows must not exceed the map: they are set to the smaller of both."""
+    from mmpretrain.models.backbones import SwinTransformerV2
+
+    size = SIZES[case.arch]
+    model = SwinTransformerV2(
+        arch=vars(size),
+        img_size=case.input,
+        window_size=[
+            min(case.window, *(-(-side // s) for side in case.input)) for s in (4, 8, 16, 32)
+        ],
+        pretrained_window_sizes=[case.window] * len(size.depths),
+        drop_path_rate=0.0,
+        out_indices=tuple(range(len(size.depths))),
+        norm_cfg=None,
+    )
+    return model, model
+
+
+_MODELS = {
+    'native': _ours,
+    'timm': _timm,
+    'torchvision': _torchvision,
+    'hf': _hf,
+    'mmpretrain': _mmpretrain,
+}
+"""What makes a model and the function from image to stage maps, by the layout of the weights."""

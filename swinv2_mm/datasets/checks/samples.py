@@ -1,0 +1,290 @@
+"""What the real training pipeline makes of a few samples.
+
+mmdet's loading flags instances that it cannot use as ignored instead of failing: with `poly2mask=False` every RLE mask.
+Training then runs, all losses go to zero and the evaluation finds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from swinv2_mm.datasets.checks.configured import ConfiguredData
+from swinv2_mm.datasets.checks.finding import Finding, error
+from swinv2_mm.datasets.errors import ImageSetError
+
+_HANDFUL = 8
+"""Samples looked at when all is well."""
+_ENOUGH = 64
+"""Samples looked at before it is said that nothing reaches the model."""
+_PLACE = 'train_dataloader.dataset'
+E_ = TypeVar('E_', bound=BaseException)
+
+
+def check_building(data: ConfiguredData) -> Iterator[Finding]:
+    """Find data sets that cannot be built from their files, or are empty."""
+    for part in data.parts:
+        place = f'{part}_dataloader.dataset'
+        try:
+            if len(data.dataset(part)) == 0:
+                yield _empty(place)
+        except Exception as raised:
+            # Registries raise errors anew, as the same or another kind, with the place of the class before the message.
+            broken = _innermost(raised, json.JSONDecodeError)
+            if broken is not None:
+                files = [leaf.ann_file for leaf in data.leaves() if leaf.place.startswith(place)]
+                where = ', '.join(filter(None, files))
+                yield error(where or place, f'{where or place} is not valid json: {broken}.')
+            elif (unreadable := _innermost(raised, ImageSetError)) is not None:
+                yield error(place, f'{unreadable}.')
+            elif 'Found 0 files in subfolders' in str(raised):
+                yield error(place, f'The folders of {place} hold no picture.')
+            elif 'need at least one array to concatenate' in str(
+                raised
+            ):  # an empty list of samples
+                yield _empty(place)
+            else:
+                raise
+
+
+def check_annotations(data: ConfiguredData) -> Iterator[Finding]:
+    """Find out whether the annotations of a detector's training set reach the model."""
+    if data.scope != 'mmdet' or 'train' not in data.parts:
+        return
+    dataset, counts = data.dataset('train'), _Counts()
+    with untouched_randomness():
+        for index in spread(len(dataset), _HANDFUL, _ENOUGH):
+            raw, sample = data_info(dataset, index), prepare(dataset, index)
+            if isinstance(sample, Finding):
+                yield sample
+                return
+            counts.add(raw, sample)
+            if counts.reached and counts.samples >= _HANDFUL:
+                break
+    rle = counts.rle and not getattr(_loading(dataset), 'poly2mask', True)
+    cause = (
+        ', because LoadAnnotations(poly2mask=False) reads polygons only and their masks are RLE'
+        if rle
+        else ''
+    )
+    remedy = 'In LoadAnnotations, set poly2mask=True.' if rle else ''
+    of = f'{counts.annotated} instances in {counts.samples} sampled images'
+    if not counts.annotated and not counts.reached:
+        yield error(
+            _PLACE,
+            f'None of {counts.samples} sampled images of {_PLACE} has an annotation of the configured classes.',
+            'Check the annotation file and metainfo.classes, or set filter_cfg=dict(filter_empty_gt=True).',
+        )
+    elif not counts.reached:
+        yield error(
+            _PLACE,
+            f'No annotation of {_PLACE} reaches the model: of {of}, the training pipeline flags {counts.ignored} as '
+            f'ignored and drops the rest{cause}.',
+            remedy or 'Check its loading, cropping and filtering.',
+        )
+    elif counts.ignored:
+        sentence = f'the training pipeline flags {counts.ignored} of {of} as ignored{cause}.'
+        yield Finding('warning', _PLACE, sentence, remedy)
+
+
+def check_label_maps(data: ConfiguredData) -> Iterator[Finding]:
+    """Find label files of a segmentor that are out of range, and sets whose pixels are all ignored."""
+    head = data.cfg.model.get('decode_head') if 'train' in data.parts else None
+    head = head[-1] if isinstance(head, (list, tuple)) else head
+    if data.scope != 'mmseg' or not head or 'num_classes' not in head:
+        return
+    dataset, samples, reached = data.dataset('train'), 0, False
+    with untouched_randomness():
+        for index in spread(len(dataset), _HANDFUL, _ENOUGH):
+            wrong = _label_file(dataset, data_info(dataset, index), head['num_classes'])
+            sample = wrong or prepare(dataset, index)
+            if isinstance(sample, Finding):
+                yield sample
+                return
+            samples += 1
+            truth = getattr(_data_sample(sample), 'gt_sem_seg', None)
+            reached |= truth is None or bool((truth.data < head['num_classes']).any())
+            if reached and samples >= _HANDFUL:
+                return
+    if not reached:
+        yield error(
+            _PLACE,
+            f'No label of {samples} sampled images of {_PLACE} reaches the model: every pixel is ignored (255).',
+            'Check the label files, reduce_zero_label and the crop of the pipeline.',
+        )
+
+
+def check_image_labels(data: ConfiguredData) -> Iterator[Finding]:
+    """Find labels of whole images that are out of range, and pictures that cannot be read."""
+    if data.scope != 'mmpretrain' or 'train' not in data.parts:
+        return
+    dataset, head = data.dataset('train'), data.cfg.model.get('head')
+    num_classes = head.get('num_classes') if isinstance(head, dict) else None
+    with untouched_randomness():
+        for count, index in enumerate(spread(len(dataset), _HANDFUL, _ENOUGH)):
+            raw = data_info(dataset, index)
+            labels = np.atleast_1d(raw.get('gt_label', ()))
+            image = raw.get('img_path', f'number {index}')
+            if num_classes is not None and ((labels < 0) | (labels >= num_classes)).any():
+                yield error(
+                    image,
+                    f'The picture {image} of {_PLACE} has the label {labels.tolist()}: expected 0 to {num_classes - 1} '
+                    f'for num_classes={num_classes}.',
+                    'Set num_classes, or correct the labels.',
+                )
+                return
+            sample = prepare(dataset, index) if count < _HANDFUL else None
+            if isinstance(sample, Finding):
+                yield sample
+                return
+
+
+@dataclass
+class _Counts:
+    """Instances of the samples looked at so far."""
+
+    samples: int = 0
+    annotated: int = 0  # in the data set
+    reached: int = 0  # in what the model gets
+    ignored: int = 0  # flagged by the pipeline and not in the data set
+    rle: bool = False
+
+    def add(self, raw: dict[str, Any], sample: Any) -> None:
+        """Count the instances of a sample before and after the pipeline; None is one that it dropped."""
+        instances = raw.get('instances', [])
+        usable = [item for item in instances if not item.get('ignore_flag')]
+        self.samples += 1
+        self.annotated += len(usable)
+        self.rle |= any(isinstance(item.get('mask'), dict) for item in usable)
+        if sample is None:
+            return
+        packed = _data_sample(sample)
+        if not hasattr(packed, 'gt_instances'):
+            self.reached += 1  # a kind of sample that this check does not know
+            return
+        self.reached += len(packed.gt_instances)
+        flagged = len(getattr(packed, 'ignored_instances', ()))
+        self.ignored += max(0, flagged - (len(instances) - len(usable)))
+
+
+def _label_file(dataset: Any, raw: dict[str, Any], num_classes: int) -> Finding | None:
+    """Check the values of one label file after the pipeline's own loading."""
+    loading, path = _loading(dataset), raw.get('seg_map_path')
+    if loading is None or path is None:
+        return None
+    if not Path(path).is_file() and '://' not in path:
+        return error(path, f'The label file {path} does not exist, but the training set lists it.')
+    labels = loading({**raw, 'seg_fields': []})['gt_seg_map']
+    if labels.ndim != 2:
+        return error(
+            path,
+            f'The label file {path} has the shape {labels.shape}: expected one channel that holds class numbers, '
+            'not colours.',
+        )
+    ignored = {255, getattr(dataset, 'ignore_index', 255)}
+    wrong = [
+        int(value)
+        for value in np.unique(labels)
+        if value >= num_classes and int(value) not in ignored
+    ]
+    if not wrong:
+        return None
+    shift = bool(raw.get('reduce_zero_label'))
+    return error(
+        path,
+        f'The label file {path} holds the labels {wrong[:8]}{" ..." if len(wrong) > 8 else ""}'
+        f'{" (after reduce_zero_label took 1 off)" if shift else ""}: expected 0 to {num_classes - 1} for '
+        f'num_classes={num_classes}, and 255 for pixels to ignore.',
+        'Set num_classes and the classes of the data set'
+        f'{"" if shift else ", or reduce_zero_label=True if 0 means unlabelled"}.',
+    )
+
+
+def prepare(dataset: Any, index: int) -> Any:
+    """Return what the pipeline makes of a sample, or a finding if the file of its image is missing or broken."""
+    try:
+        return (getattr(dataset, 'prepare_data', None) or dataset.__getitem__)(index)
+    except FileNotFoundError as missing:
+        path = missing.filename or missing
+        return error(path, f'{path} does not exist, but the data set lists it (sample {index}).')
+    except AssertionError as failed:
+        if 'failed to load image' not in str(failed):
+            raise
+        path = data_info(dataset, index).get('img_path', f'sample {index}')
+        return error(
+            path, f'{path} cannot be read as a picture.', 'Replace it or take it out of the set.'
+        )
+
+
+def data_info(dataset: Any, index: int) -> dict[str, Any]:
+    """Return what a data set knows of a sample before its pipeline; nothing if it does not say."""
+    info: dict[str, Any] = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+    return info
+
+
+def spread(size: int, *counts: int) -> Iterator[int]:
+    """Yield indices spread over a data set: first the least count of them, then more for each further count."""
+    seen: set[int] = set()
+    for count in counts:
+        for index in np.linspace(0, size - 1, min(size, count)).astype(int).tolist():
+            if index not in seen:
+                seen.add(index)
+                yield index
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Leave the random generators as they are: a run with checks equals one without."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(pytorch)
+
+
+def _data_sample(sample: Any) -> Any:
+    """Return the packed annotations of a sample, or None."""
+    return sample.get('data_samples') if isinstance(sample, dict) else None
+
+
+def _loading(dataset: Any) -> Any:
+    """Return the data set's first `LoadAnnotations`, through wrappers, or None."""
+    while not hasattr(getattr(dataset, 'pipeline', None), 'transforms'):
+        inner = getattr(dataset, 'dataset', None) or next(
+            iter(getattr(dataset, 'datasets', [])), None
+        )
+        if inner is None:
+            return None
+        dataset = inner
+    steps = dataset.pipeline.transforms
+    return next((step for step in steps if type(step).__name__ == 'LoadAnnotations'), None)
+
+
+def _innermost(raised: BaseException, kind: type[E_]) -> E_ | None:
+    """Return the error of a kind that was raised first, in the chain that led to `raised`."""
+    found = None
+    chain: BaseException | None = raised
+    while chain is not None:
+        found = chain if isinstance(chain, kind) else found
+        chain = chain.__cause__ or chain.__context__
+    return found
+
+
+def _empty(place: str) -> Finding:
+    """Return the finding for a data set without samples."""
+    return error(
+        place,
+        f'{place} is empty: no image is listed, or filter_cfg removes all of them (filter_empty_gt drops images '
+        'without an annotation of the configured classes).',
+        'Check its paths, suffixes and metainfo.classes.',
+    )

@@ -1,0 +1,161 @@
+"""Hooks that `configs/_base_/default_runtime.py` adds to every run."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, Runner
+
+from swinv2_mm.checkpoints import WINDOWS_KEY
+from swinv2_mm.engine.drawing import SideBySideHook
+from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.interrupts import InterruptHook
+from swinv2_mm.engine.metrics import write_metrics
+from swinv2_mm.registry import HOOKS
+
+__all__ = [
+    'BatchSizeHook',
+    'CheckpointMatchHook',
+    'InterruptHook',
+    'InvalidLossHook',
+    'MetricsFileHook',
+    'SideBySideHook',
+]
+
+
+@HOOKS.register_module()
+class BatchSizeHook(Hook):
+    """Log the effective batch size and the learning rate before the first step."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Log both, and warn if they do not belong together."""
+        accumulation = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        batch = runner.cfg.train_dataloader.get('batch_size', 1)
+        effective = batch * runner.world_size * accumulation
+        scaling = runner.cfg.get('auto_scale_lr') or {}
+        base = scaling.get('base_batch_size')
+        scaled = bool(base and scaling.get('enable'))
+        optimizer = runner.optim_wrapper.optimizer
+        rate = max(group.get('initial_lr', group['lr']) for group in optimizer.param_groups)
+        plural = 's' if runner.world_size > 1 else ''
+        runner.logger.info(
+            f'data: {len(runner.train_dataloader.dataset)} training images; '
+            f'batch: {batch} per device x {runner.world_size} device{plural} x {accumulation} accumulation = '
+            f'{effective}; learning rate: {rate:.4g}{", scaled" if scaled else ""} ({type(optimizer).__name__})'
+        )
+        if base and not scaled and effective != base:
+            runner.logger.warning(
+                f'the learning rate is for a batch of {base}, this run has {effective}: use --auto-scale-lr '
+                'or set optim_wrapper.optimizer.lr.'
+            )
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f'the checkpoint is at iteration {runner.iter} and the training ends at {runner.max_iters}: '
+                'nothing is left to do.'
+            )
+
+
+@HOOKS.register_module()
+class InvalidLossHook(Hook):
+    """Stop a run whose loss stays NaN or infinite.
+
+    mmdet's `CheckInvalidLossHook` also stops a run of which a single loss is invalid, from which fp16 with dynamic loss
+    scaling recovers.
+
+    Args:
+        patience: Iterations in a row whose loss may be invalid before the run is stopped.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        self.patience = patience
+        self.invalid = 0
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Count invalid losses.
+
+        Raises:
+            FloatingPointError: There were too many in a row.
+        """
+        found = (outputs or {}).get('loss', 0.0)
+        loss = float(found.detach() if isinstance(found, torch.Tensor) else found)
+        self.invalid = 0 if math.isfinite(loss) else self.invalid + 1
+        if self.invalid == 1:
+            runner.logger.warning(f'the loss is {loss} at iteration {runner.iter + 1}')
+        if self.invalid >= self.patience:
+            raise FloatingPointError(
+                f'the loss is {loss} for {self.patience} iterations in a row, up to iteration {runner.iter + 1}'
+            )
+
+
+@HOOKS.register_module()
+class MetricsFileHook(Hook):
+    """Write the metrics of the last evaluation to `metrics.json` in the work directory."""
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the metrics of a validation or test."""
+        if runner.rank == 0:
+            runner.logger.info(
+                f'metrics written to {write_metrics(metrics or {}, runner.work_dir)}'
+            )
+
+    after_test_epoch = after_val_epoch
+
+
+@HOOKS.register_module()
+class CheckpointMatchHook(Hook):
+    """Compare the model with the checkpoint that it is loaded from."""
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Warn if tensors are missing.
+
+        Raises:
+            SetupError: The checkpoint holds none of the model's tensors, or, when testing, not all of them.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = getattr(model, 'module', model)  # the model inside one for test-time augmentation
+        loaded = {
+            re.sub(r'^module\.', '', key): value
+            for key, value in checkpoint.get('state_dict', checkpoint).items()
+        }
+        problem, none_fits = _compare(model.state_dict(), loaded)
+        if problem:
+            problem = f'The checkpoint {runner._load_from} {problem}'
+            testing = not isinstance(runner._train_loop, BaseLoop)
+            if none_fits:
+                raise SetupError(f'{problem}.')
+            if testing:
+                raise SetupError(f'{problem}: was it trained with another config?')
+            runner.logger.warning(f'{problem}; they start from their initialisation.')
+
+
+def _compare(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return how the tensors of a checkpoint fall short of a model's, in words, and whether none fits."""
+    wanted = {
+        key: value
+        for key, value in state.items()
+        if not key.endswith(('num_batches_tracked', WINDOWS_KEY))
+    }
+    missing = [key for key in wanted if key not in loaded]
+    unlike = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
+    lacking = len(missing) + len(unlike)
+    if not lacking:
+        return '', False
+    example = f'{missing[0]} is not in it' if missing else ''
+    if unlike:
+        shapes = tuple(loaded[unlike[0]].shape), tuple(wanted[unlike[0]].shape)
+        example = f'{unlike[0]} is {shapes[0]} there and {shapes[1]} in the model'
+    if lacking == len(wanted):
+        return f"holds none of the model's {len(wanted)} tensors ({example})", True
+    return f"lacks {lacking} of the model's {len(wanted)} tensors ({example})", False

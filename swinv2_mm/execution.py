@@ -1,0 +1,292 @@
+"""Decisions about kernels and shortcuts, for all layers and operators.
+
+A shortcut is used only where its results cannot be distinguished from those of the plain network: torch's operators
+are not traced, transformed or intercepted, and every module that the shortcut does not call is the one that its parent
+created, without hooks.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import sys
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from swinv2_mm.ops import optional, private
+from swinv2_mm.ops.llvm import runtime
+
+if TYPE_CHECKING:
+    from swinv2_mm.models.layers.block import SwinBlock
+
+BACKENDS = ('auto', 'reference', 'fused', 'llvm', 'triton')
+MAX_HEAD_DIM = 128  # of the kernels
+LLVM_LANES = tuple(runtime.LANES.values())
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
+MOST_FREE_MEMORY = 2**28  # bytes of free memory kept when the size of images changes
+_TENSORS = (Tensor, nn.Parameter)
+
+
+class Execution(NamedTuple):
+    """How a block runs.
+
+    Attributes:
+        in_bands: Whether to compute a few rows of windows at a time, with cached position biases.
+        overwrite: Whether the output may replace the input; only with `in_bands`.
+    """
+
+    in_bands: bool = False
+    overwrite: bool = False
+
+
+PLAIN = Execution()
+
+
+def is_observed(*tensors: Tensor) -> bool:
+    """Return whether torch's operators on these tensors are traced, transformed or intercepted."""
+    return (
+        torch.compiler.is_compiling()
+        or private.is_traced()
+        or private.is_exported()
+        or private.is_transformed()
+        or private.is_in_mode()
+        or not all(type(tensor) in _TENSORS for tensor in tensors)
+    )
+
+
+def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return whether a module is a `kind`, not a subclass, and calling it only runs its `forward`."""
+    return (
+        type(module) is kind
+        and not private.is_call_observed(module)
+        and not private.has_global_hook()
+    )
+
+
+def kinds(module: nn.Module) -> tuple[type[nn.Module], ...]:
+    """Return the classes of a module and its submodules; empty if one is not from this package or torch."""
+    found = tuple(type(part) for part in module.modules())
+    known = all(kind.__module__.split('.')[0] in ('swinv2_mm', 'torch') for kind in found)
+    return found if known else ()
+
+
+def runs_as_made(module: nn.Module) -> bool:
+    """Return whether a module in eval mode has the submodules that it was created with, and nothing observes them.
+
+    The module stores the result of `kinds` as `made_of`.
+    """
+    made_of, parts = getattr(module, 'made_of', ()), list(module.modules())
+    return (
+        len(made_of) == len(parts)
+        and all(type(part) is kind for part, kind in zip(parts, made_of))
+        and not private.has_global_hook()
+        and not any(part.training or private.is_call_observed(part) for part in parts)
+    )
+
+
+def runs_in_bands(module: nn.Module, x: Tensor) -> bool:
+    """Return whether a module may compute a few rows of its map at a time: unobserved inference on a CPU."""
+    return (
+        not torch.is_grad_enabled()
+        and x.device.type == 'cpu'
+        and not is_observed(x)
+        and runs_as_made(module)
+    )
+
+
+def plan_block(block: nn.Module, x: Tensor, is_owned: bool = False) -> Execution:
+    """Decide how a block of a stage runs.
+
+    Args:
+        block: A `SwinBlock`; other modules run without shortcuts.
+        x: Its input, `(B, H, W, C)`.
+        is_owned: Whether `x` may be overwritten.
+    """
+    if torch.is_grad_enabled() or not getattr(block, 'windows_are_independent', False):
+        return PLAIN
+    block = cast('SwinBlock', block)
+    if not runs_in_bands(block, x) or block.attn.backend not in ('auto', 'fused', 'llvm'):
+        return PLAIN
+    return Execution(in_bands=True, overwrite=is_owned and x.is_contiguous())
+
+
+_last_shape: tuple[int, ...] = ()
+
+
+def tidy_memory(x: Tensor) -> None:
+    """Limit the freed memory that the process keeps between backbone calls in inference on a CPU.
+
+    Args:
+        x: Input images of the call. Memory is kept while the shape stays the same.
+    """
+    global _last_shape
+    if x.device.type != 'cpu' or torch.is_grad_enabled() or is_observed(x):
+        return
+    private.keep_freed_memory()
+    if tuple(x.shape) != _last_shape:
+        _last_shape = tuple(x.shape)
+        private.limit_free_memory(MOST_FREE_MEMORY)
+
+
+def calls_kernels_directly(x: Tensor) -> bool:
+    """Return whether to run kernels without a torch operator, whose call takes longer than some kernels."""
+    return not torch.is_grad_enabled() and not is_observed(x)
+
+
+def lacks_threads(x: Tensor) -> bool:
+    """Return whether oneDNN would compute wrong values, as in `torch.nn.Conv2d`; see `private.has_all_threads`."""
+    return x.device.type == 'cpu' and not is_observed(x) and not private.has_all_threads()
+
+
+def takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not is_observed(x, weight)
+        and torch.backends.cpu.get_cpu_capability() in runtime.LANES
+        and private.onednn_linear() is not None
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled('cpu')
+        and private.has_all_threads()
+    )
+
+
+def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
+    """Return whether `ops.norm.add_norm` runs its kernel: contiguous fp32 tensors on a CPU, without gradients."""
+    if torch.is_grad_enabled() or not is_as_made(norm, nn.LayerNorm):
+        return False
+    norm = cast(nn.LayerNorm, norm)
+    if norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
+        return False
+    tensors = x, y, norm.weight, norm.bias
+    return (
+        all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in tensors)
+        and all(tensor.is_contiguous() for tensor in tensors)
+        and not is_observed(*tensors)
+        and runtime.why_not_here() is None
+        and y.shape[-1] % runtime.lanes() == 0
+    )
+
+
+def check_backend(name: str) -> str:
+    """Return `name` if it is an attention backend.
+
+    Raises:
+        ValueError: If it is not; the message lists the backends.
+    """
+    if name not in BACKENDS:
+        names = ', '.join(BACKENDS)
+        raise ValueError(f'unknown attention backend {name!r}: choose one of {names}')
+    return name
+
+
+def choose_backend(
+    name: str,
+    device: torch.device,
+    dropout_p: float = 0.0,
+    head_dim: int = 32,
+    dtype: torch.dtype = torch.float32,
+) -> str:
+    """Return the attention backend to run: `name`, or the fastest available one for `'auto'`.
+
+    Args:
+        name: One of `BACKENDS`.
+        device: Device of the tensors.
+        dropout_p: Dropout of attention weights.
+        head_dim: Channels of a head.
+        dtype: Dtype of queries, keys and values.
+
+    Raises:
+        ValueError: If `name` is unknown or cannot run; the message gives the reason.
+    """
+    check_backend(name)
+    # Plain operators for ONNX, TorchScript and transforms; a compiler handles transforms itself.
+    if private.is_traced() or (not torch.compiler.is_compiling() and private.is_transformed()):
+        return 'reference'
+    if name == 'auto':
+        if dropout_p:
+            return 'reference'
+        kernel = {'cuda': 'triton', 'cpu': 'llvm'}.get(device.type)
+        if kernel is None or private.is_exported() or _WHY_NOT[kernel](device, head_dim, dtype):
+            return 'fused'
+        return kernel
+    if name != 'reference' and dropout_p:
+        raise ValueError(
+            f"attention backend '{name}' cannot drop attention weights, and dropout_p is {dropout_p}: set "
+            "attn_drop_rate=0, or attn_backend='auto' or 'reference'"
+        )
+    reason = _WHY_NOT[name](device, head_dim, dtype) if name in _WHY_NOT else None
+    if reason is not None:
+        raise ValueError(
+            f"attention backend '{name}' cannot run here, because {reason}; attn_backend='auto' takes the fastest "
+            'backend that can'
+        )
+    return name
+
+
+@optional.assume_constant_result
+def why_not_llvm(
+    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Return why the CPU kernels cannot run, as a clause that follows "because"; `None` if they can."""
+    if device.type != 'cpu':
+        return f'it is for CPUs, and the tensors are on the device {str(device)!r}'
+    if dtype != torch.float32:
+        return f'it computes in fp32, not in {dtype}'
+    if head_dim % LLVM_LANES[0] or not 1 <= head_dim <= MAX_HEAD_DIM:
+        return (
+            f'its heads have a multiple of {LLVM_LANES[0]} channels up to {MAX_HEAD_DIM}, not '
+            f'{head_dim}'
+        )
+    return runtime.why_not_here()
+
+
+@optional.assume_constant_result
+def why_not_triton(
+    device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Return why the Triton kernels cannot run, as a clause that follows "because"; `None` if they can."""
+    if dtype not in TRITON_DTYPES:
+        return f'it computes in fp16, bf16 or fp32, not in {dtype}'
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        return f'its heads have 1 to {MAX_HEAD_DIM} channels, not {head_dim}'
+    if device.type == 'cuda' and device.index is None and torch.cuda.is_available():
+        device = torch.device('cuda', torch.cuda.current_device())
+    return why_not_triton_on(device)
+
+
+@functools.cache
+def why_not_triton_on(device: torch.device) -> str | None:
+    """Return why Triton does not run on a device; see `why_not_triton`."""
+    try:
+        from swinv2_mm.ops.window_attention.triton_parts import is_interpreted
+    except Exception as error:  # a broken or clashing package raises anything
+        return optional.unusable('triton', error)
+    if is_interpreted():
+        return None
+    if device.type != 'cuda':
+        return f'it needs an NVIDIA GPU, and the tensors are on the device {str(device)!r}'
+    if not torch.cuda.is_available():
+        return 'it needs an NVIDIA GPU, and torch finds none'
+    if torch.version.hip is not None:
+        return 'it needs an NVIDIA GPU, and this torch is built for ROCm'
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return (
+            f'it needs a GPU of compute capability {MIN_CAPABILITY[0]}.{MIN_CAPABILITY[1]} or more, and '
+            f'{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}'
+        )
+    if sys.platform == 'linux' and not (
+        os.environ.get('CC') or shutil.which('gcc') or shutil.which('clang')
+    ):
+        return 'Triton needs a C compiler: install gcc or clang'
+    return None
+
+
+_WHY_NOT = {'llvm': why_not_llvm, 'triton': why_not_triton}

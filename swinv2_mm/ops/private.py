@@ -1,0 +1,197 @@
+"""What torch and the C library offer without a public interface, each with a fallback.
+
+Nothing else in the package calls a private function of torch or uses ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# --- what observes or changes the operators that run; if a torch cannot say, assume that something does
+
+
+def is_transformed() -> bool:
+    """Return whether a transform of `torch.func` or forward-mode AD is active."""
+    try:
+        functorch = torch._C._functorch.peek_interpreter_stack() is not None
+        return functorch or torch.autograd.forward_ad._current_level >= 0
+    except AttributeError:
+        return True
+
+
+def is_in_mode() -> bool:
+    """Return whether a mode intercepts operators, such as `FakeTensorMode`; a default device does not count."""
+    try:
+        if torch._C._len_torch_dispatch_stack():
+            return True
+        modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+        return any(type(mode).__name__ != 'DeviceContext' for mode in modes)
+    except AttributeError:
+        return True
+
+
+def is_traced() -> bool:
+    """Return whether `torch.jit.trace` or the ONNX exporter built on it is recording."""
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+
+
+def is_exported() -> bool:
+    """Return whether `torch.export` is tracing: the program must consist of operators that exist everywhere.
+
+    `torch.compiler.is_exporting` is also true under `torch.compile` in torch 2.7 to 2.13. Earlier versions have
+    neither the function nor the flag.
+    """
+    return bool(getattr(torch.compiler, '_is_exporting_flag', False))
+
+
+def has_global_hook() -> bool:
+    """Return whether a hook is registered for all modules."""
+    try:
+        return bool(nn.modules.module._has_any_global_hook())
+    except AttributeError:
+        return True
+
+
+def is_call_observed(module: nn.Module) -> bool:
+    """Return whether calling a module does more than run `forward` of its class."""
+    try:
+        return bool(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or module._compiled_call_impl is not None
+            or 'forward' in module.__dict__
+        )
+    except AttributeError:
+        return True
+
+
+# --- operators
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast, also for devices that do not have it."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return `(B, C, H, W)` with its channels last in memory; `vmap` cannot do that, and gets `x`."""
+    return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
+
+
+def onednn_linear() -> Any:
+    """Return oneDNN's `mkldnn._linear_pointwise`, the operator of torch's compiler; `None` if there is none."""
+    available = torch.backends.mkldnn.is_available()
+    return getattr(torch.ops.mkldnn, '_linear_pointwise', None) if available else None
+
+
+def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
+    """Return the gradient of what a softmax over the last axis was taken of, from that of its output `weights`."""
+    return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
+
+
+# --- OpenMP
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """Return the GNU OpenMP library that torch itself uses: another one would start threads of its own."""
+    places = Path(torch.__file__).parent / 'lib', Path(torch.__file__).parents[1] / 'torch.libs'
+    for library in (file for place in places for file in sorted(place.glob('libgomp*'))):
+        try:
+            return ctypes.CDLL(str(library))
+        except OSError:
+            continue
+    return None
+
+
+@cache
+def parallel_region() -> Callable[[int, int, int, int], None] | None:
+    """Return OpenMP's entry to a parallel region: function, argument, threads, flags; `None` if there is none."""
+    function = getattr(_openmp(), 'GOMP_parallel', None)
+    if function is not None:
+        function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+        function.restype = None
+    return function
+
+
+def has_all_threads() -> bool:
+    """Return whether a parallel region gets as many threads as torch counts on.
+
+    oneDNN divides its work among `torch.get_num_threads()` threads. If OpenMP starts fewer of them, the part of the
+    missing ones is never computed.
+    """
+    library = _openmp()
+    if library is None:  # another OpenMP: its settings come from the environment
+        dynamic = os.environ.get('OMP_DYNAMIC', '').strip().lower() in ('1', 'true')
+        limits = [
+            os.environ.get('OMP_THREAD_LIMIT', ''),
+            os.environ.get('OMP_MAX_ACTIVE_LEVELS', ''),
+        ]
+        return not dynamic and not any(limit.strip() for limit in limits)
+    if library.omp_get_dynamic() or library.omp_in_parallel():
+        return False
+    threads = torch.get_num_threads()
+    return threads == 1 or (
+        library.omp_get_max_active_levels() > 0 and library.omp_get_thread_limit() >= threads
+    )
+
+
+# --- memory
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Make glibc keep up to 64 MB of freed memory for the next call.
+
+    Otherwise it returns the memory to the system and requests it again, to be cleared page by page, in every call:
+    3 to 10 % of the time. It keeps twice the size of the largest block below 32 MB that was freed. This frees an
+    untouched one.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device='cpu')
+
+
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33 and later."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *('arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks'),
+            *('fordblks', 'keepcost'),
+        )
+    ]
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(None)
+        library.mallinfo2.restype = _MallocInfo
+        library.malloc_trim.argtypes = [ctypes.c_size_t]
+    except (OSError, TypeError, AttributeError):
+        return None
+    return library
+
+
+def limit_free_memory(most: int) -> None:
+    """Return freed memory that glibc holds to the system if it is more than `most` bytes.
+
+    Calls at ever different sizes leave gaps in the heap that none of the next ones fits into. Without glibc 2.33 this
+    does nothing.
+    """
+    library = _glibc()
+    if library is not None and library.mallinfo2().fordblks > most:
+        library.malloc_trim(0)

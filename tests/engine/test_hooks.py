@@ -1,0 +1,67 @@
+"""Hooks that any mmengine config can name."""
+
+import json
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, DefaultScope
+
+from swinv2_mm.engine.config import complete_config
+from swinv2_mm.engine.hooks import InvalidLossHook, MetricsFileHook
+
+NAN, FINE = {'loss': torch.tensor(float('nan'))}, {'loss': torch.tensor(1.0)}
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg'])
+def test_they_build_by_name_in_every_scope(scope):
+    with DefaultScope.overwrite_default_scope(scope):
+        hook = HOOKS.build(dict(type='swinv2_mm.InvalidLossHook', patience=3))
+        assert isinstance(hook, InvalidLossHook) and hook.patience == 3
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        wrapper = dict(type='swinv2_mm.AutocastOptimWrapper', optimizer=optimizer)
+        assert OPTIM_WRAPPERS.build(wrapper).optimizer is optimizer
+
+
+def test_the_configs_name_all_that_the_tools_add(detection_cfg):
+    named = dict(detection_cfg.default_hooks)
+    detection_cfg.default_hooks = dict(logger=dict(type='LoggerHook'), interrupt=None)
+    complete_config(detection_cfg)
+    added = dict(detection_cfg.default_hooks)
+    assert 'interrupt' not in added  # left out on request
+    assert {**added, 'interrupt': named['interrupt']}.items() >= {
+        name: hook for name, hook in named.items() if 'swinv2_mm' in hook['type']
+    }.items()
+
+
+def test_a_loss_that_stays_nan_ends_the_run(caplog):
+    hook = InvalidLossHook(patience=10)
+    logger = logging.getLogger('run')
+    with pytest.raises(
+        FloatingPointError, match='nan for 10 iterations in a row, up to iteration 10'
+    ):
+        for iteration in range(100):
+            hook.after_train_iter(
+                SimpleNamespace(iter=iteration, logger=logger), iteration, None, NAN
+            )
+    assert caplog.messages == ['the loss is nan at iteration 1']
+
+
+def test_a_loss_that_recovers_does_not():
+    hook = InvalidLossHook(patience=10)
+    logger = logging.getLogger('run')
+    for iteration in range(100):
+        outputs = FINE if iteration % 9 == 8 else NAN
+        hook.after_train_iter(
+            SimpleNamespace(iter=iteration, logger=logger), iteration, None, outputs
+        )
+
+
+def test_only_the_first_process_writes_metrics(tmp_path):
+    runner = SimpleNamespace(rank=1, work_dir=str(tmp_path), logger=logging.getLogger('run'))
+    MetricsFileHook().after_val_epoch(runner, {'coco/bbox_mAP': 0.5})
+    assert not list(tmp_path.iterdir())
+    runner.rank = 0
+    MetricsFileHook().after_test_epoch(runner, {'coco/bbox_mAP': 0.5})
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == {'bbox_mAP': 0.5}

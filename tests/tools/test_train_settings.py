@@ -1,0 +1,59 @@
+"""Settings that would end in an assertion of a library in the middle of a run, through the tool's own function."""
+
+import json
+import shutil
+
+import cv2
+import pytest
+from tool_runs import FAST, SEGMENTATION
+
+from swinv2_mm.engine.launch import train
+
+
+@pytest.fixture
+def root(environment, tmp_path, monkeypatch):
+    """A copy of the generated set that the configs read."""
+    root = shutil.copytree(environment['SWINV2_MM_SHAPES'], tmp_path / 'set')
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
+    monkeypatch.chdir(tmp_path)
+    return root
+
+
+def refused(capsys, *options, **kwargs):
+    """Run the tool's function and return the one line that it stops with."""
+    code = train(SEGMENTATION, cfg_options=[*FAST, *options], **kwargs)
+    seen = capsys.readouterr()
+    assert code == 2, seen.out + seen.err
+    assert 'Iter(train)' not in seen.out
+    (line,) = seen.err.splitlines()
+    return line
+
+
+def test_batches_of_one_image_stop_before_the_first_step(root, capsys):
+    line = refused(capsys, 'train_dataloader.batch_size=1')
+    assert 'model.decode_head.psp_modules.0.1.bn' in line and 'batch_size is 1' in line
+
+
+def test_a_validation_of_several_sizes_stops_before_the_training(root, capsys):
+    path = str(root / 'images' / 'validation' / 'shape_00003.png')
+    assert cv2.imwrite(path, cv2.resize(cv2.imread(path), (96, 64)))
+    line = refused(capsys, 'val_dataloader.batch_size=4')
+    assert 'val_dataloader.batch_size is 4, and its images, which have several sizes' in line
+
+
+def test_sync_bn_trains_on_one_cpu(root, capsys):
+    options = [*FAST, 'model.decode_head.norm_cfg.type=SyncBN', 'train_dataloader.batch_size=2']
+    run = dict(work_dir='run', device='cpu', max_iters=1, cfg_options=options)
+    assert train(SEGMENTATION, **run) == 0
+    assert 'SyncBN runs as BN' in capsys.readouterr().out
+    assert set(json.loads((root.parent / 'run' / 'metrics.json').read_text())) >= {'mIoU'}
+
+
+def test_no_workers_need_no_further_settings(root):
+    options = [f'{part}_dataloader.num_workers=0' for part in ('train', 'val', 'test')]
+    run = dict(work_dir='run', device='cpu', max_iters=1)
+    assert train(SEGMENTATION, cfg_options=[*options, 'train_dataloader.batch_size=2'], **run) == 0
+
+
+def test_devices_that_are_not_there(root, capsys):
+    assert '--device meta is not available; available: cpu' in refused(capsys, device='meta')
