@@ -1,5 +1,5 @@
-"""Benchmarks beside the same models of other libraries; `tools/` runs them. Part of the checkout, not of the package.
+"""Benchmarks against the same models of other libraries, run by `tools/`. Part of the checkout, not of the package.
 
-Each contestant has a process (`worker`). The main process lets them run in turn, in interleaved rounds (`rounds`), and
-compares what was measured in the same round (`results`).
+Each contestant has a process (`worker`). The main process runs them in interleaved rounds (`rounds`) and compares
+measurements of the same round (`results`).
 """

@@ -1,6 +1,6 @@
-"""The same SwinV2 of several libraries, with the same weights and the same four stage maps.
+"""SwinV2 of several libraries, with the same weights and the same four feature maps.
 
-Each function imports its library only when it is called, in the process of its contestant.
+Each function imports its library when it is called, in the process of its contestant.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from benchmarks.contestants import SEQUENTIAL
 from benchmarks.task import Task, autocast
 from benchmarks.weights import load_weights
 
-Maps = Callable[[Tensor], Any]  # from an image to its stage maps
+Maps = Callable[[Tensor], Any]  # from images to feature maps
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
-    """A forward pass, or one with the backward pass of the mean square of all maps.
+    """Build a forward pass, in `'train'` mode with the backward pass of the mean square of all maps.
 
     Args:
         case: The case.
-        options: `library`: a key of `_MODELS`; `weights`: the file; `compile`; `backend` of ours.
+        options: `library`: a key of `_MODELS`; `weights`: the file; `compile`; `backend` of our attention.
     """
     model, maps = _MODELS[options['library']](case, options)
     load_weights(model, options['weights'], options['library'])
-    model.train(case.mode == 'train')  # not chained: mmpretrain's returns nothing
+    model.train(case.mode == 'train')  # not chained: mmpretrain's method returns None
     model.to(case.device)
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(case.batch, 3, *case.input, generator=generator).to(case.device)
@@ -64,7 +64,7 @@ def _ours(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
 
 
 def _timm(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
-    """Windows shrink to smaller maps; the unit of the position bias is held at the window asked for."""
+    """Build timm's model: windows shrink to smaller maps; the training window stays that of the case."""
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
     size = SIZES[case.arch]
@@ -82,7 +82,7 @@ def _timm(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
 
 
 def _torchvision(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
-    """Smaller maps are padded to the window."""
+    """Build torchvision's model: smaller maps are padded to the window."""
     from torchvision.models import swin_transformer as library
 
     size = SIZES[case.arch]
@@ -102,7 +102,7 @@ def _torchvision(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Map
         x, found = image, []
         for index, module in enumerate(model.features):
             x = module(x)
-            if index % 2:  # the even ones embed and merge
+            if index % 2:  # the even layers embed and merge
                 found.append(x.permute(0, 3, 1, 2).contiguous())
         return found
 
@@ -110,7 +110,7 @@ def _torchvision(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Map
 
 
 def _hf(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
-    """transformers': windows shrink to maps that are less high."""
+    """Build the model of transformers: windows shrink to maps of smaller height."""
     from transformers import Swinv2Backbone, Swinv2Config
 
     size = SIZES[case.arch]
@@ -129,7 +129,7 @@ def _hf(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
 
 
 def _mmpretrain(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
-    """Windows must not exceed the map: they are set to the smaller of both."""
+    """Build mmpretrain's model: windows are limited to the size of the map."""
     from mmpretrain.models.backbones import SwinTransformerV2
 
     size = SIZES[case.arch]
@@ -154,4 +154,4 @@ _MODELS = {
     'hf': _hf,
     'mmpretrain': _mmpretrain,
 }
-"""What makes a model and the function from image to stage maps, by the layout of the weights."""
+"""Functions that build a model and its function from images to feature maps, by weight layout."""

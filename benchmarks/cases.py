@@ -1,4 +1,4 @@
-"""What is measured: sizes, windows, modes."""
+"""Cases of the benchmarks: sizes, windows, modes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from swinv2_mm.models.backbones.arch import ARCHS, Arch
 
 SIZES = {'nano': Arch(32, (2, 2, 2, 2), (1, 2, 4, 8)), **ARCHS}
-"""The published sizes, and one for trying things out."""
+"""The published sizes, and a tiny one for tests."""
 
 MODES = ('eval', 'train')
 DTYPES = ('fp32', 'bf16', 'fp16')
@@ -15,7 +15,7 @@ DTYPES = ('fp32', 'bf16', 'fp16')
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure.
+    """A configuration to measure.
 
     Attributes:
         input: Height and width of the image, in pixels.
@@ -47,10 +47,10 @@ class Case:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Read `HxW`, in pixels; a single number is a square.
+    """Parse `HxW` in pixels, or a single number for a square.
 
     Raises:
-        ValueError: If it is neither.
+        ValueError: If the text is neither.
     """
     parts = text.lower().split('x')
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):

@@ -1,4 +1,4 @@
-"""Who takes part, and where the libraries of the others are."""
+"""Contestants of the benchmarks, and the location of their libraries."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from swinv2_mm.execution import check_backend
+from swinv2_mm.ops.execution import check_backend
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Someone who runs a case.
+    """An implementation that runs a case.
 
     Attributes:
-        name: Name in results; ours begins with `'ours'`.
-        builder: `module:function` that makes a `Task` from a case and options, imported in the contestant's process.
-        library: Module that has to be importable there; None if ours is enough.
-        options: What the builder gets beside the case.
+        name: Name in results; that of our backends begins with `'ours'`.
+        builder: `module:function` that builds a `Task` from a case and options, imported in the contestant's process.
+        library: Module that the process needs; None for this package.
+        options: Options of the builder.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Contestant:
 
     @property
     def compiles(self) -> bool:
-        """Whether torch.compile is in use."""
+        """Whether torch.compile is used."""
         return bool(self.options.get('compile'))
 
 
@@ -45,10 +45,10 @@ BACKBONE_PEERS = {
 TRAINING_PEERS = {'mmpretrain': 'mmpretrain', 'swin_v1': 'mmdet'}
 
 PRODUCTS = {'matmul': 'roofline', 'mm': 'share_of_mm', 'copy': 'share_of_copy'}
-"""What the machine can do, measured beside the models, and the field of the share of its rate that ours reaches."""
+"""Reference products to measure the machine, and the result field of our share of their rate."""
 
 SEQUENTIAL = 'sequential'
-"""In place of a backend: attention to one window after the other."""
+"""Used as a backend: attention to windows one by one."""
 
 _INTO_A_FOLDER = 'pip install --no-deps --target DIR/{}, and set SWINV2_MM_PEERS=DIR'
 _HOW_TO_GET = {
@@ -63,10 +63,10 @@ _HOW_TO_GET = {
 
 
 def peer_folder(library: str) -> str | None:
-    """Folder to put on the path of a process that imports `library`, `''` if none is needed, None if it is nowhere.
+    """Return the folder to add to the path to import `library`; `''` if not needed, None if it is not installed.
 
-    transformers and mmpretrain cannot share an environment: each may be in a folder of its own below the one that
-    `SWINV2_MM_PEERS` names, as `make test` installs them.
+    transformers and mmpretrain cannot share an environment: each can be in a separate folder below
+    `SWINV2_MM_PEERS`, as installed by `make test`.
     """
     root = os.environ.get('SWINV2_MM_PEERS')
     if root and (Path(root) / library / library).is_dir():
@@ -75,7 +75,7 @@ def peer_folder(library: str) -> str | None:
 
 
 def absent_peers(names: Iterable[str], libraries: Mapping[str, str]) -> dict[str, str]:
-    """Peers whose library is not installed, with how to get it."""
+    """Return the peers whose library is not installed, with installation hints."""
     return {
         name: f'{libraries[name]} is not installed: {_HOW_TO_GET[libraries[name]]}'
         for name in names
@@ -84,10 +84,10 @@ def absent_peers(names: Iterable[str], libraries: Mapping[str, str]) -> dict[str
 
 
 def ours(backend: str, compiled: bool = False) -> Contestant:
-    """Our backbone with one backend of attention.
+    """Return our backbone with an attention backend.
 
     Raises:
-        ValueError: There is no such backend.
+        ValueError: The backend does not exist.
     """
     if backend != SEQUENTIAL:
         check_backend(backend)
@@ -97,20 +97,20 @@ def ours(backend: str, compiled: bool = False) -> Contestant:
 
 
 def peer(name: str, compiled: bool = False) -> Contestant:
-    """The same backbone of another library."""
+    """Return the same backbone of another library."""
     options = {'library': name, 'compile': compiled}
     builder = 'benchmarks.backbones:build'
     return Contestant(_name(name, compiled), builder, BACKBONE_PEERS[name], options)
 
 
 def trainer(name: str, **options: Any) -> Contestant:
-    """A detector or segmenter on our backbone, `'ours:BACKEND'`, or on that of a peer."""
+    """Return a detector or segmenter with our backbone, `'ours:BACKEND'`, or with that of a peer."""
     options['backbone'] = name
     return Contestant(_name(name), 'benchmarks.training:build', TRAINING_PEERS.get(name), options)
 
 
 def products(*names: str, side: int | None = None) -> list[Contestant]:
-    """Keys of `PRODUCTS` as contestants; `side`: that of their matrices."""
+    """Return contestants for keys of `PRODUCTS`, with matrices of size `side`."""
     return [
         Contestant(name, 'benchmarks.roofline:build', None, {'product': name, 'side': side})
         for name in names
@@ -118,5 +118,5 @@ def products(*names: str, side: int | None = None) -> list[Contestant]:
 
 
 def _name(name: str, compiled: bool = False) -> str:
-    """Name in results: that of a backend only where it is not the default."""
+    """Return the name in results, with the backend unless it is the default."""
     return name.removesuffix(':auto').replace(':', '_') + '_compiled' * compiled

@@ -1,4 +1,4 @@
-"""Results as a figure."""
+"""Figures of the results."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     """Draw time and memory of all cases, and curves of sweeps.
 
     Args:
-        results: What `read_results` returns.
-        path: The picture; its suffix is the format.
+        results: Results from `read_results`.
+        path: The image file; its suffix sets the format.
     """
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], quantity: str, title: str) -> None:
-    """A group of horizontal bars per case; a thin line spans the quartiles of a time."""
+    """Draw a group of horizontal bars per case; thin lines show the quartiles of times."""
     names = _names(rows)
     for place, name in enumerate(names):
         shown = [(i, row) for i, row in enumerate(rows) if row[quantity].get(name) is not None]
@@ -66,7 +66,7 @@ def _bars(axes: Any, rows: Sequence[Mapping[str, Any]], quantity: str, title: st
 
 
 def _cases(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A short name of every row, without what all rows have in common."""
+    """Return a short name of every row, without fields that are equal in all rows."""
     words = {'input': '{}', 'window': 'w{}', 'mode': '{}', 'task': '{}'}
     varied = [key for key in words if key == 'input' or len({row[key] for row in rows}) > 1]
     return [' '.join(words[key].format(row[key]) for key in varied) for row in rows]
@@ -75,7 +75,7 @@ def _cases(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _curves(
     axes: Any, rows: Sequence[Mapping[str, Any]], kind: str, quantity: str, title: str
 ) -> None:
-    """A line per contestant over resolution or window, both axes logarithmic."""
+    """Draw a line per contestant over resolution or window, with logarithmic axes."""
     from matplotlib.ticker import LogLocator
 
     ticks = [int(r['input'].split('x')[0]) if kind == 'resolution' else r['window'] for r in rows]

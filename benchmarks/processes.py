@@ -1,4 +1,4 @@
-"""Start processes, talk to them, and end them."""
+"""Worker processes and their pool."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from benchmarks.contestants import PRODUCTS, Contestant, peer_folder
 from benchmarks.worker import Bench, one_line
 
 ROOT = Path(__file__).resolve().parents[1]
-_GRACE = 5.0  # seconds to end in
-_LONGEST = 1e6  # seconds of a wait, which must be finite
+_GRACE = 5.0  # seconds to exit
+_LONGEST = 1e6  # upper limit of a wait in seconds
 
 
 class ContestantError(Exception):
-    """A process cannot do what it was asked; the message is one line."""
+    """A request to a process failed; the message is one line."""
 
 
 class Worker:
     """A process that runs `worker.serve`.
 
     Args:
-        env: Its environment; see `environment`.
-        log: File that gets what libraries print.
+        env: Environment of the process; see `environment`.
+        log: File for the output of libraries.
     """
 
     def __init__(self, env: Mapping[str, str], log: Path) -> None:
@@ -49,7 +49,7 @@ class Worker:
                     stdout=file,
                     stderr=file,
                     pass_fds=ends,
-                    start_new_session=True,  # Ctrl-C is for the main process, which ends the others
+                    start_new_session=True,  # Ctrl-C goes to the main process only, which ends the others
                 )
         finally:
             for end in ends:
@@ -59,19 +59,19 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process can be asked."""
+        """Whether the process is running."""
         return not self._answers.closed and self.process.poll() is None
 
     def tell(self, what: str, **arguments: Any) -> None:
         """Send a request: a method of `worker.Bench` and its arguments."""
-        with contextlib.suppress(OSError):  # `answer` says how it ended
+        with contextlib.suppress(OSError):  # `answer` reports the exit code
             self._requests.send({'do': what, 'with': arguments})
 
     def answer(self, seconds: float) -> Any:
-        """Wait for the answer to a request.
+        """Wait for the result of a request.
 
         Raises:
-            ContestantError: It failed, died, or took too long; in the last two cases the process is gone.
+            ContestantError: The request failed, or the process died or timed out and is closed.
         """
         try:
             if not self._answers.poll(min(seconds, _LONGEST)):
@@ -88,12 +88,12 @@ class Worker:
         return answer['value']
 
     def ask(self, what: str, seconds: float, **arguments: Any) -> Any:
-        """`tell` and `answer`."""
+        """Send a request and return its result; see `tell` and `answer`."""
         self.tell(what, **arguments)
         return self.answer(seconds)
 
     def close(self) -> None:
-        """End the process and what it started."""
+        """End the process and its child processes."""
         if self._answers.closed:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -115,7 +115,7 @@ class Worker:
 
 
 class Local:
-    """This process in place of one of its own, for contestants that share it."""
+    """Requests in this process, for contestants that share it."""
 
     is_alive = True
 
@@ -123,25 +123,25 @@ class Local:
         self.bench = Bench(threads, is_alone=False)
 
     def ask(self, what: str, seconds: float, **arguments: Any) -> Any:
-        """See `Worker.ask`; `seconds` is not watched."""
+        """Run a request; see `Worker.ask`. `seconds` is ignored."""
         try:
             return getattr(self.bench, what)(**arguments)
-        except Exception as error:  # whatever a library raises
+        except Exception as error:  # libraries can raise any error
             raise ContestantError(one_line(error)) from None
 
     def close(self) -> None:
-        """Forget all tasks."""
+        """Release all tasks."""
         self.bench.release()
 
 
 def environment(threads: int, device: str, folder: str = '') -> dict[str, str]:
-    """Environment of a process: a CPU hides the GPU, `folder` is where a library is found before all others."""
+    """Return the environment of a process; `'cpu'` hides GPUs, `folder` is added at the front of the path."""
     env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
     paths = [folder, str(ROOT), os.environ.get('PYTHONPATH')]
     env['PYTHONPATH'] = os.pathsep.join(filter(None, paths))
     env['OMP_NUM_THREADS'] = env['MKL_NUM_THREADS'] = str(threads)
     if 'OMP_WAIT_POLICY' not in env:
-        env.setdefault('GOMP_SPINCOUNT', '20000')  # as tools/train.py: waiting threads spin briefly
+        env.setdefault('GOMP_SPINCOUNT', '20000')  # as tools/train.py: threads spin briefly
     env['TORCHINDUCTOR_COMPILE_THREADS'] = '1' if device == 'cpu' else '2'
     if device == 'cpu':
         env['CUDA_VISIBLE_DEVICES'] = ''
@@ -149,13 +149,13 @@ def environment(threads: int, device: str, folder: str = '') -> dict[str, str]:
 
 
 class Pool:
-    """The processes of all contestants, or this one for all (`is_local`); a context that ends them.
+    """Context manager of the processes of all contestants, or of this process (`is_local`).
 
     Attributes:
-        timeout: Longest time of an answer, in seconds.
-        folder: For temporary files.
-        deadline: When answers are due, by `time.monotonic`.
-        versions: Of the libraries of peers.
+        timeout: Maximum time of a request, in seconds.
+        folder: Folder for temporary files.
+        deadline: Time limit of all requests (`time.monotonic`).
+        versions: Versions of the libraries of peers.
     """
 
     def __init__(
@@ -172,14 +172,14 @@ class Pool:
 
     @property
     def seconds(self) -> float:
-        """Longest time of an answer from now on."""
+        """Return the remaining time of a request, in seconds."""
         return max(1.0, min(self.timeout, self.deadline - time.monotonic()))
 
     def worker(self, contestant: Contestant, case: Case) -> Worker | Local:
-        """The process of a contestant; started if there is none.
+        """Return the process of a contestant; start it if needed.
 
         Raises:
-            ContestantError: The library is absent or cannot be imported.
+            ContestantError: The library is not installed or cannot be imported.
         """
         if self._local is not None:
             return self._local
@@ -198,7 +198,7 @@ class Pool:
         return worker
 
     def release(self) -> None:
-        """Let all processes forget what they hold; end those that compiled, which serve one case each."""
+        """Release the tasks of all processes; end processes that compiled, since they run one case each."""
         if self._local is not None:
             self._local.close()
         for key, worker in list(self._workers.items()):
@@ -209,7 +209,7 @@ class Pool:
                     worker.ask('release', self.seconds)
 
     def close(self) -> None:
-        """End all processes; no other is started."""
+        """End all processes and prevent new ones."""
         self._is_closed = True
         for worker in list(self._workers.values()):
             worker.close()
@@ -223,7 +223,7 @@ class Pool:
 
 
 def process_name(contestant: Contestant, case: Case) -> str:
-    """Who compiles has a process for each case, so that all compile side by side; the products share one."""
+    """Return the key of a process: one per contestant, one per case if it compiles, one for all products."""
     if contestant.name in PRODUCTS:
         return 'products'
     return f'{contestant.name} {case}' if contestant.compiles else contestant.name

@@ -1,4 +1,4 @@
-"""From samples to figures, and the file they are in."""
+"""Statistics of samples, and result files."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ median = statistics.median
 
 
 def say(text: str) -> None:
-    """Print what goes on, apart from the tables."""
+    """Print a progress message."""
     print(text, file=sys.stderr, flush=True)
 
 
 def quartiles(samples: Sequence[float]) -> list[float]:
-    """First and third quartile; half of the samples lie between them."""
+    """Return the first and third quartile."""
     if len(samples) < 2:
         return [samples[0], samples[0]]
     first, _, third = statistics.quantiles(samples, n=4, method='inclusive')
@@ -49,13 +49,13 @@ def quartiles(samples: Sequence[float]) -> list[float]:
 
 
 def pairwise_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """Median over the rounds of the ratio of two samples of one round.
+    """Return the median over rounds of the ratio of two samples of one round.
 
-    A machine that is slow for a minute slows both samples of a round, so that their ratio says more than the
+    If the machine is slow for a while, both samples of a round are affected, so this ratio is more precise than the
     ratio of two medians.
 
     Raises:
-        ValueError: There are not as many of both.
+        ValueError: The numbers of samples differ or are zero.
     """
     if len(above) != len(below) or not above:
         raise ValueError(
@@ -67,7 +67,7 @@ def pairwise_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 def compare(
     samples: Mapping[str, Sequence[float]], peaks: Mapping[str, float | None]
 ) -> dict[str, Any]:
-    """Medians, quartiles and peaks by contestant, and the ratio of each peer to the fastest of ours (`'ours...'`)."""
+    """Return medians, quartiles and peaks by contestant, and ratios of peers to our fastest backend (`'ours...'`)."""
     ms = {name: median(taken) for name, taken in samples.items()}
     mine = min((name for name in ms if name.startswith('ours')), key=lambda n: ms[n], default=None)
     peers = [name for name in samples if mine and not name.startswith('ours')]
@@ -89,7 +89,7 @@ def compare(
 
 
 def add_factors(rows: Sequence[dict[str, Any]], kind: str) -> None:
-    """Add to each row of a sweep by which factor time and memory of each contestant grew over the row before."""
+    """Add to each row of a sweep the growth of time and memory of each contestant relative to the previous row."""
     for row in rows:
         row['sweep'], row['time_factor'], row['memory_factor'] = kind, {}, {}
     for before, row in itertools.pairwise(rows):
@@ -103,7 +103,7 @@ def add_factors(rows: Sequence[dict[str, Any]], kind: str) -> None:
 def make_header(
     command: str, settings: Mapping[str, Any], threads: int, device: str
 ) -> dict[str, Any]:
-    """What the figures depend on: command, machine, versions."""
+    """Return command, machine and versions."""
     versions = {'swinv2_mm': swinv2_mm.__version__, 'python': platform.python_version()}
     versions['torch'] = torch.__version__
     for name in _DISTRIBUTIONS:
@@ -134,11 +134,11 @@ def make_header(
 
 
 class Results:
-    """Results in the making. Every change is written at once: a run that is ended keeps what it measured.
+    """Results of a running benchmark. Every change is saved at once, so that interrupted runs keep their results.
 
     Args:
-        header: What `make_header` returns.
-        path: The json file; None writes nothing.
+        header: Header from `make_header`.
+        path: The json file; None to not save results.
     """
 
     def __init__(self, header: Mapping[str, Any] | None, path: Path | None) -> None:
@@ -149,21 +149,21 @@ class Results:
         self._write()
 
     def add(self, row: Mapping[str, Any] | None) -> None:
-        """Add a row of figures, if there is one."""
+        """Add a row; None is ignored."""
         with self._lock:
             if row is not None:
                 self.content['rows'].append(_finite(row))
             self._write()
 
     def fail(self, what: str, why: str) -> None:
-        """Note what could not be measured, and why."""
+        """Add a failed measurement and its reason."""
         say(f'{what}: {why}')
         with self._lock:
             self.content['failed'].append({'what': what, 'why': why})
             self._write()
 
     def finish(self) -> None:
-        """Note that the run came to its end."""
+        """Mark the run as complete."""
         self.content['finished'] = True
         self._write()
 
@@ -173,7 +173,7 @@ class Results:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which json does not know."""
+    """Replace NaN and infinity, which json does not support, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -182,7 +182,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write the results; a broken write leaves the file as it was."""
+    """Write the results; a failed write does not change the file."""
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         part.write_text(json.dumps(results, indent=1, allow_nan=False) + '\n', encoding='utf-8')
@@ -192,11 +192,11 @@ def write_results(path: Path, results: Mapping[str, Any]) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what `write_results` wrote.
+    """Read results from `write_results`.
 
     Raises:
-        ValueError: The file holds something else.
-        FileNotFoundError: There is none.
+        ValueError: The file is not a result file.
+        FileNotFoundError: The file does not exist.
     """
     try:
         results = json.loads(path.read_text(encoding='utf-8'))
@@ -209,10 +209,10 @@ def read_results(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def shape_of(path: Path) -> Iterator[None]:
-    """Name the file where its results have another shape than tables and figures expect.
+    """Report the file if its results do not have the expected structure.
 
     Raises:
-        ValueError: They have.
+        ValueError: The structure is wrong.
     """
     try:
         yield

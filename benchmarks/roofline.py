@@ -1,4 +1,4 @@
-"""How much of the machine a model uses: its matrix products against a large one."""
+"""Matrix-product rate of a model relative to that of a large matrix product."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _SIDE = {'cpu': 2048, 'cuda': 8192}
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
-    """What the machine can do in the dtype of the case.
+    """Build a task that measures the machine in the dtype of the case.
 
     Args:
-        case: Of which dtype and device count.
-        options: `product`: `'mm'` for `torch.mm` of square matrices, `'matmul'` for that by the faster of the libraries
-            that torch has, `'copy'` for a copy of a matrix; `side` of the matrices, None for the default.
+        case: The case; only dtype and device are used.
+        options: `product`: `'mm'` for `torch.mm` of square matrices, `'matmul'` for the faster of the libraries of
+            torch, `'copy'` for a copy of a matrix; `side`: size of the matrices, None for the default.
 
     Returns:
-        The task; its info has the amount of work, in Gflop or GB.
+        The task; its info contains the amount of work in Gflop or GB.
     """
     side = options['side'] or _SIDE[case.device]
     dtype, device = DTYPES[case.dtype], case.device
@@ -54,13 +54,13 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
 
 
 def count_flops(case: Case) -> int:
-    """Matrix-product FLOPs of one call of our backbone; in `'train'` mode of forward and backward pass."""
+    """Return the matrix-product FLOPs of one call of our backbone, in `'train'` mode with the backward pass."""
     from swinv2_mm import SwinTransformerV2
 
     options: dict[str, Any] = dict(drop_path_rate=0.0, norm_cfg=None, attn_backend='reference')
     with torch.device('meta'):
         model = SwinTransformerV2(vars(SIZES[case.arch]), window_size=case.window, **options)
-    # Shapes only: neither memory nor time. Not on the meta device itself, which has no autocast.
+    # Fake tensors need neither memory nor time. The meta device does not support autocast.
     with FakeTensorMode(allow_non_fake_inputs=True):
         model.to_empty(device='cpu')
         model.train(case.mode == 'train')

@@ -1,4 +1,4 @@
-"""Interleaved rounds: in each, every contestant runs every case once, one after another in a shuffled order."""
+"""Interleaved rounds: in each round every contestant runs every case once, in a shuffled order."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class Entry:
 
 
 class Contest:
-    """Entries that are measured beside each other. One that fails is left out from then on; the others go on.
+    """Entries that are measured together. Entries that fail are left out of the following steps.
 
     Args:
         pool: The processes.
-        entries: Who runs what; in each case ours before the others.
-        results: Gets failures.
-        options: What builders get beside the contestant's own options.
-        min_ms: Shortest time of a sample, in milliseconds; shorter calls are repeated.
+        entries: The entries; in each case our backends first.
+        results: Receives failures.
+        options: Additional options of builders.
+        min_ms: Minimum time of a sample, in milliseconds; shorter calls are repeated.
 
     Attributes:
         samples: Milliseconds per round of each entry that has not failed.
         peaks: Peak memory of a call in MB.
-        infos: What the contestants said about their tasks.
-        differences: Largest relative difference of the maps to ours; None where a map is not finite.
+        infos: Information of the tasks.
+        differences: Largest relative difference of the maps to ours; None if a map is not finite.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Contest:
         self._workers: dict[Entry, Worker | Local] = {}
 
     def ask(self, entry: Entry, what: str | None, **arguments: Any) -> Any:
-        """The answer to a method of `worker.Bench` (None: only prepares the task); None from the first failure on."""
+        """Call a method of `worker.Bench` (None: only prepare the task); return None after the first failure."""
         if entry not in self.samples:
             return None
         key = f'{entry.case} {entry.name}'
@@ -78,13 +78,13 @@ class Contest:
             self.results.fail(str(entry), str(error))
             self.samples.pop(entry)
             left = self._workers.get(entry)
-            if left is not None and left.is_alive:  # free what the entry holds
+            if left is not None and left.is_alive:  # free the memory of the entry
                 with contextlib.suppress(ContestantError):
                     left.ask('release', self.pool.seconds, key=key)
             return None
 
     def _ready(self, entry: Entry, key: str) -> Worker | Local:
-        """The process of an entry, with its task; once more if the process died over another task."""
+        """Return the process of an entry with its task; restart it if it died in another task."""
         worker = self.pool.worker(entry.contestant, entry.case)
         if self._workers.get(entry) is not worker:
             self._workers[entry] = worker
@@ -100,9 +100,9 @@ class Contest:
         return worker
 
     def prepare(self, parallel: int = 1, compiled_trainings: int = 1) -> None:
-        """Start the processes and let each build, compile and warm up, `parallel` at a time.
+        """Start the processes and build, compile and warm up their tasks, `parallel` at a time.
 
-        Of those that compile a backward pass, which takes much memory, `compiled_trainings` at a time.
+        Compiling a backward pass takes much memory: at most `compiled_trainings` at a time.
         """
         slots = threading.Semaphore(compiled_trainings)
         by_process: dict[str, list[Entry]] = {}
@@ -115,14 +115,14 @@ class Contest:
                 with slots if is_large else contextlib.nullcontext():
                     self.ask(entry, None)
 
-        if parallel == 1:  # builders of this process run in its main thread
+        if parallel == 1:  # builders in this process run in its main thread
             list(map(start, by_process.values()))
             return
         executor = ThreadPoolExecutor(parallel)
         try:
             list(executor.map(start, by_process.values()))
         except BaseException:
-            self.pool.close()  # whoever waits for an answer gets none
+            self.pool.close()  # pending requests fail
             raise
         finally:
             executor.shutdown(cancel_futures=True)
@@ -130,7 +130,7 @@ class Contest:
     def measure(self, cases: Sequence[Case], rounds: int, end: float = math.inf) -> None:
         """Compare the maps, measure memory, then time all entries of some cases in interleaved rounds.
 
-        No round after the first begins that would last beyond `end`, by `time.monotonic`.
+        After the first round, no round starts that would end after `end` (`time.monotonic`).
         """
         entries = [entry for entry in self.samples if entry.case in cases]
         for case in cases:
@@ -151,7 +151,7 @@ class Contest:
                 break
 
     def _compare(self, entries: Sequence[Entry]) -> None:
-        """Compare the maps of a case with those of our first backend."""
+        """Compare the maps of a case to those of our first backend."""
         entries = [entry for entry in entries if self.infos.get(entry, {}).get('has_maps')]
         if not entries or not entries[0].name.startswith('ours'):
             return
@@ -162,11 +162,11 @@ class Contest:
             if entry in self.samples:
                 self.differences[entry] = difference
                 if difference is None:
-                    self.results.fail(str(entry), 'a map is not finite, or one of ours')
+                    self.results.fail(str(entry), 'a map, or one of ours, is not finite')
         path.unlink(missing_ok=True)
 
     def row(self, case: Case, work: Mapping[str, float] | None = None) -> dict[str, Any] | None:
-        """The figures of a case, None if nobody ran it; `work` (`gflops` and `gb` of a call) adds shares of rates."""
+        """Return the results of a case, or None; `work` (`gflops` and `gb` of a call) adds shares of rates."""
         ran = {e.name: e for e in self.samples if e.case == case and e.name not in PRODUCTS}
         samples = {name: self.samples[entry] for name, entry in ran.items() if self.samples[entry]}
         if not samples:

@@ -1,4 +1,4 @@
-"""Results as Markdown."""
+"""Markdown tables of the results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_KERNEL = 60
 
 
 def as_markdown(results: Mapping[str, Any]) -> str:
-    """Tables of all rows of a benchmark, and below them what failed, what was absent, and on what it ran."""
+    """Return tables of all rows of a benchmark, followed by failures, absent peers and the machine."""
     rows, header = results['rows'], results['header']
     is_training = any(row['task'] != 'backbone' for row in rows)
     fields = ['input', 'window', 'task' if is_training else 'mode']
@@ -38,7 +38,7 @@ def as_markdown(results: Mapping[str, Any]) -> str:
 
 
 def comparison(rows: Sequence[Row], fields: Sequence[str], *extras: str) -> str:
-    """A table of times and memory side by side; `extras` of `_EXTRAS` are shown where some row has a value."""
+    """Return a table of times and memory; `extras` of `_EXTRAS` are shown if a row has a value."""
     columns = [plain(field) for field in fields] + _each(rows, 'ms')
     titles = ('x time',) if any(row.get('sweep') for row in rows) else ('fastest peer / ours',)
     columns += _filled(rows, titles)
@@ -48,14 +48,14 @@ def comparison(rows: Sequence[Row], fields: Sequence[str], *extras: str) -> str:
 
 
 def parts(rows: Sequence[Row]) -> str:
-    """A table of the parts of our inference; empty if no row has them."""
+    """Return a table of the parts of our inference; empty if no row has them."""
     rows = [row for row in rows if row.get('parts_ms')]
     columns = [plain(field) for field in ('task', 'input', 'batch')] + _each(rows, 'parts_ms')
     return f'Parts of our inference:\n\n{table(rows, columns)}' if rows else ''
 
 
 def profiles(rows: Sequence[Row]) -> str:
-    """Tables of the kernels of a device."""
+    """Return tables of the kernels of a device."""
     columns: list[Column] = [
         ('kernel', lambda row: f'`{cell(row[0])[:_LONGEST_KERNEL]}`'),
         ('ms', lambda row: number(row[1], 3)),
@@ -69,7 +69,7 @@ def profiles(rows: Sequence[Row]) -> str:
 
 
 def outcomes(rows: Sequence[Row]) -> str:
-    """How tests ended: a table of counts, and the failed and skipped ones with their messages."""
+    """Return a table of test outcomes, and the failed and skipped tests with their messages."""
     counts = Counter(row['outcome'] for row in rows)
     summary = {outcome: counts[outcome] for outcome in ('passed', 'failed', 'skipped')}
     summary['seconds'] = round(sum(row['seconds'] for row in rows))
@@ -86,7 +86,7 @@ def outcomes(rows: Sequence[Row]) -> str:
 
 
 def failures(results: Mapping[str, Any], part: str = '') -> list[str]:
-    """A line for everything that could not be measured; `part` is put before what does not name it."""
+    """Return a line per failed measurement; `part` is added as a prefix if it is missing."""
     lines = []
     for failure in results['failed']:
         prefix = f'{part}: ' if part and failure['what'] != part else ''
@@ -95,7 +95,7 @@ def failures(results: Mapping[str, Any], part: str = '') -> list[str]:
 
 
 def setting(header: Mapping[str, Any]) -> str:
-    """Machine, date, versions and command."""
+    """Return machine, date, versions and command."""
     machine = header['machine']
     where = f'{machine["cpu"]} ({machine["cpu_capability"]}), {machine["threads"]} of {machine["cores"]} cores'
     where = f'{machine["gpu"]}; {where}' if machine['gpu'] else where
@@ -105,40 +105,40 @@ def setting(header: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Any], columns: Sequence[Column]) -> str:
-    """A Markdown table: each column has a title, and what makes a cell of a row."""
+    """Return a Markdown table; each column has a title and a function from a row to its cell."""
     lines = [[title for title, _ in columns], ['---'] * len(columns)]
     lines += [[make(row) for _, make in columns] for row in rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def plain(field: str) -> Column:
-    """A column of a field as it is."""
+    """Return a column with the values of a field."""
     return field.replace('_', ' '), lambda row: cell(row.get(field))
 
 
 def cell(value: Any) -> str:
-    """A value as text; `-` where there is none."""
+    """Return a value as text; `-` for None."""
     return '-' if value is None else str(value).replace('|', '\\|')
 
 
 def number(value: float | None, digits: int, unit: str = '') -> str:
-    """A number with `digits` after the point; `-` where there is none."""
+    """Return a number with `digits` decimals; `-` for None."""
     return '-' if value is None else f'{value:.{digits}f}{unit}'
 
 
 def percent(value: float | None) -> str:
-    """A share in percent; `-` where there is none."""
+    """Return a share in percent; `-` for None."""
     return number(value and 100 * value, 0, ' %')
 
 
 def one_line(text: str) -> str:
-    """The beginning of a message, in one line and without what Markdown would read."""
+    """Return the beginning of a message in one line, without Markdown syntax."""
     line = ' '.join(text.split()).replace('`', "'").replace('<', '&lt;')
     return line if len(line) <= _LONGEST else line[:_LONGEST] + ' ...'
 
 
 def _each(rows: Sequence[Row], field: str) -> list[Column]:
-    """A column for each contestant or part that `field` of some row names."""
+    """Return a column for each contestant or part in `field` of the rows."""
 
     def column(name: str) -> Column:
         if field == 'peak_mb':
@@ -149,7 +149,7 @@ def _each(rows: Sequence[Row], field: str) -> list[Column]:
 
 
 def _time(row: Row, field: str, name: str) -> str:
-    """A time, with its quartiles if there are some."""
+    """Return a time, with its quartiles if available."""
     value = row[field].get(name)
     if value is None:
         return '-'
@@ -160,13 +160,13 @@ def _time(row: Row, field: str, name: str) -> str:
 
 
 def _filled(rows: Sequence[Row], titles: Sequence[str]) -> list[Column]:
-    """Columns of `_EXTRAS` that have a value in some row."""
+    """Return the columns of `_EXTRAS` that have a value in any row."""
     columns = [(title, _EXTRAS[title]) for title in titles]
     return [(title, make) for title, make in columns if any(make(row) != '-' for row in rows)]
 
 
 def _ratio(row: Row) -> str:
-    """The ratio to the fastest peer, and between whom it is."""
+    """Return the ratio to the fastest peer, with the names of both."""
     if row.get('ratio_to_fastest') is None:
         return '-'
     mine = '' if row['ours'] == 'ours' else f' / {row["ours"]}'

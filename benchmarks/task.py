@@ -1,4 +1,4 @@
-"""A call to measure: its time, and its peak memory above what the process holds when nothing runs."""
+"""A call to measure: its time and its increase of peak memory."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _MB = 2**20
 
 @dataclass
 class Task:
-    """A case, ready to run.
+    """A case that is ready to run.
 
     Attributes:
-        run: Does the work once.
+        run: Runs the call once.
         device: `'cpu'` or `'cuda'`.
-        maps: Computes the tensors to compare with those of others; None if there are none.
-        info: What the results say about it.
-        details: Measures more about it, for the results of ours.
+        maps: Computes the tensors to compare between contestants, or None.
+        info: Information for the results.
+        details: Measures additional information, for our backends only.
     """
 
     run: Callable[[], Any]
@@ -40,14 +40,14 @@ class Task:
 
 
 def autocast(device: str, dtype: str) -> AbstractContextManager[Any]:
-    """The context of a forward pass in `dtype`: weights stay in fp32, as in mixed-precision training."""
+    """Return the context of a forward pass in `dtype`; weights stay in fp32, as in mixed-precision training."""
     if dtype == 'fp32':
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=DTYPES[dtype])
 
 
 def milliseconds(call: Callable[[], Any], device: str, repeats: int = 1) -> float:
-    """Time of one call between synchronisations, averaged over `repeats` in a row."""
+    """Return the time of one call, averaged over `repeats` calls between synchronisations."""
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     wait()
     start = time.perf_counter()
@@ -58,7 +58,7 @@ def milliseconds(call: Callable[[], Any], device: str, repeats: int = 1) -> floa
 
 
 def trim() -> None:
-    """Give memory that is free to the system, where the allocator can (glibc)."""
+    """Return free memory to the system, if the allocator supports it (glibc)."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -67,9 +67,9 @@ def trim() -> None:
 
 
 def peak_mb(call: Callable[[], Any], device: str) -> float | None:
-    """Peak memory during `call` above that before it, in MB (2**20 bytes); None where the system cannot tell.
+    """Return the increase of peak memory in `call`, in MB (2**20 bytes); None if it cannot be measured.
 
-    On a GPU that of torch's allocator, else the resident memory of the process (Linux).
+    On a GPU the memory of torch's allocator, otherwise the resident memory of the process (Linux).
     """
     trim()
     if device == 'cuda':
@@ -79,7 +79,7 @@ def peak_mb(call: Callable[[], Any], device: str) -> float | None:
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / _MB
     try:
-        _CLEAR.write_text('5')  # forget the peak
+        _CLEAR.write_text('5')  # reset the peak
         resident = _status('VmRSS')
     except OSError:
         return None

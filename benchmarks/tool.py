@@ -1,4 +1,4 @@
-"""What `tools/analysis_tools/benchmark_*.py` run: options, cases, measuring, and the forms of the results."""
+"""Code of `tools/analysis_tools/benchmark_*.py`: options, cases, measurement and output."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from benchmarks.roofline import METHOD, count_flops
 from benchmarks.rounds import Contest, Entry
 from benchmarks.tables import as_markdown
 from benchmarks.weights import write_weights
-from swinv2_mm.execution import check_backend
+from swinv2_mm.ops.execution import check_backend
 
 EXIT_SETUP = 2
 
 
 def add_options(parser: argparse.ArgumentParser, batch: int) -> None:
-    """Add the options that both benchmarks have; `batch`: default of `--batch`."""
+    """Add the options of both benchmarks; `batch` is the default of `--batch`."""
     add = parser.add_argument
     add('--window', nargs='+', type=int, default=[8], help='windows (8)')
     add('--arch', choices=list(SIZES), default='tiny')
@@ -58,7 +58,7 @@ def add_options(parser: argparse.ArgumentParser, batch: int) -> None:
 
 
 def compare_backbones(args: argparse.Namespace) -> None:
-    """Measure backbones as the command line asks for."""
+    """Measure backbones with the options of the command line."""
     asks_for_sweep = args.sweep_resolution or args.sweep_window
     inputs = args.input or ([] if asks_for_sweep else ['512x512'])
     cases = _cases(args, inputs, args.window, args.mode)
@@ -86,7 +86,7 @@ def compare_backbones(args: argparse.Namespace) -> None:
 
 
 def compare_trainings(args: argparse.Namespace) -> None:
-    """Measure training steps as the command line asks for."""
+    """Measure training steps with the options of the command line."""
     absent = absent_peers(dict.fromkeys(args.peers), TRAINING_PEERS)
     names = [f'ours:{check_backend(name)}' for name in dict.fromkeys(args.backends)]
     names += [name for name in dict.fromkeys(args.peers) if name not in absent]
@@ -99,7 +99,7 @@ def compare_trainings(args: argparse.Namespace) -> None:
 
 
 class _Run:
-    """A run of a benchmark; `absent`: peers that cannot take part, and why."""
+    """A run of a benchmark; `absent`: peers that are not installed, and why."""
 
     def __init__(self, args: argparse.Namespace, absent: dict[str, str]) -> None:
         for name in ('rounds', 'batch', 'threads'):
@@ -122,7 +122,7 @@ class _Run:
     def measure(
         self, cases: Sequence[Case], contestants: Sequence[Contestant], sweep: str | None = None
     ) -> None:
-        """Measure cases in the same rounds, and add a row for each."""
+        """Measure cases in the same rounds, and add a row for each case."""
         say(f'{", ".join(map(str, cases))}: {", ".join(c.name for c in contestants)}')
         entries = [Entry(contestant, case) for case in cases for contestant in contestants]
         is_backbone = cases[0].task == 'backbone'
@@ -142,7 +142,7 @@ class _Run:
             self.results.add(row)
 
     def finish(self) -> None:
-        """Print the tables and write the other forms."""
+        """Print the tables and write the other outputs."""
         self.results.finish()
         if self.results.content['rows']:
             _render(self.results.content, self.args)
@@ -153,7 +153,7 @@ class _Run:
 def _cases(
     args: argparse.Namespace, inputs: Any, windows: Any, modes: Any, task: str = 'backbone'
 ) -> list[Case]:
-    """All combinations."""
+    """Return all combinations of the options."""
     for window in windows:
         if window < 1:
             raise ValueError(f'the window {window} is out of range: expected at least 1')
@@ -172,7 +172,7 @@ def _render(results: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def run_benchmark(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a benchmark, or render what one has written; returns the exit code of the tool."""
+    """Run a benchmark, or render its saved results; return the exit code of the tool."""
 
     def start() -> int:
         for path in (args.json, args.markdown, args.plot):
@@ -191,7 +191,7 @@ def run_benchmark(run: Callable[[argparse.Namespace], None], args: argparse.Name
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the tool to end."""
+    """The tool was interrupted by a signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_tool(run: Callable[[], int]) -> int:
-    """Run a tool; returns the exit code of `run`, 2 if something outside is wrong, 130 or 143 if interrupted."""
+    """Run a tool; return the exit code of `run`, 2 for invalid inputs, 130 or 143 if interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
@@ -213,7 +213,7 @@ def run_tool(run: Callable[[], int]) -> int:
 
 
 def _interrupt(number: int, frame: Any) -> NoReturn:
-    """Interrupt once: what ends the other processes and removes temporary files is not interrupted."""
+    """Interrupt once, so that the cleanup of processes and temporary files is not interrupted."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
     raise Interrupted(number)

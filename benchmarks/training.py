@@ -1,4 +1,4 @@
-"""Mask R-CNN and UperNet, a training step and inference, with our backbone or another in the same config."""
+"""Training step and inference of Mask R-CNN and UperNet, with different backbones in the same config."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from benchmarks.processes import ROOT
 from benchmarks.results import median
 from benchmarks.task import Task, autocast, milliseconds
 from benchmarks.weights import load_weights
-from swinv2_mm.engine import cpu_amp  # noqa: F401  registers the wrapper of mixed precision on a CPU
 from swinv2_mm.engine.config import enable_amp
 
 TASKS = {
     'mask_rcnn': ('mmdet', 'mask-rcnn_swinv2_fpn.py', 'schedule_1x.py'),
     'upernet': ('mmseg', 'upernet_swinv2.py', 'schedule_160k.py'),
 }
-"""By task: its library, and the files of model and schedule below `configs/_base_`."""
+"""Library, and files of model and schedule below `configs/_base_`, by task."""
 
 _OBJECTS = 8  # per image of a detection batch; COCO has 7 on average
 _CONFIDENCE = 6.0
@@ -36,17 +35,17 @@ _PARTS = {
     'rpn_head': 'predict',
     'roi_head': 'predict',
     'decode_head': 'predict',
-}  # attributes of detectors and segmenters, and the method of each that a prediction calls
+}  # parts of detectors and segmenters, and the method that a prediction calls
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
-    """A training step with its optimizer, or a prediction from a preprocessed batch.
+    """Build a training step with its optimizer, or a prediction from a preprocessed batch.
 
     Args:
         case: The case.
         options: `backbone` (`'ours:BACKEND'`, `'mmpretrain'` or `'swin_v1'`); `weights`, the file; `heads`, the folder
-            of the weights of heads that all share, written if absent; `overrides` (optional), what to change in the
-            config, by keys such as `'model.test_cfg.rpn.max_per_img'`.
+            of the shared weights of heads, written if absent; `overrides` (optional), config overrides with keys such
+            as `'model.test_cfg.rpn.max_per_img'`.
     """
     hide_transformers()
     scope = TASKS[case.task][0]
@@ -70,11 +69,11 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
 
 
 def _step(model: Any, batch: Any, wrapper: Any, info: dict[str, Any]) -> Callable[[], None]:
-    """A training step, which notes its first loss."""
+    """Return a training step that stores its first loss in `info`."""
 
     def step() -> None:
         losses = model.train_step(batch, optim_wrapper=wrapper)
-        if 'loss' not in info:  # once: reading it waits for the GPU
+        if 'loss' not in info:  # only once: reading it synchronises the GPU
             info['loss'] = losses['loss'].item()
             if not info['loss'] > 0:
                 raise ValueError(f'the loss is {info["loss"]}: the step learns nothing')
@@ -83,8 +82,8 @@ def _step(model: Any, batch: Any, wrapper: Any, info: dict[str, Any]) -> Callabl
 
 
 def _prediction(model: Any, batch: Any, case: Case, info: dict[str, Any]) -> Task:
-    """From a preprocessed batch to boxes, labels and masks, or to label maps."""
-    if hasattr(model, 'roi_head'):  # random weights find nothing that would need processing
+    """Return a prediction of boxes, labels and masks, or label maps, from a preprocessed batch."""
+    if hasattr(model, 'roi_head'):  # random weights would not give detections to post-process
         with torch.no_grad():
             model.roi_head.bbox_head.fc_cls.bias[0] += _CONFIDENCE
     data = model.data_preprocessor(batch, False)
@@ -111,7 +110,7 @@ def _prediction(model: Any, batch: Any, case: Case, info: dict[str, Any]) -> Tas
 
 
 def _timed(module: Any, method: str, device: str) -> list[float]:
-    """Let a method add the milliseconds of each call to the list returned, until it is deleted from `module`."""
+    """Replace a method by one that appends the milliseconds of each call to the returned list."""
     original = getattr(module, method)
     samples: list[float] = []
 
@@ -125,22 +124,22 @@ def _timed(module: Any, method: str, device: str) -> list[float]:
 
 
 def hide_transformers() -> None:
-    """Let mmpretrain and mmdet be imported beside transformers 5. Call it before `mmdet.models` or `mmpretrain.models`.
+    """Allow importing mmpretrain and mmdet with transformers 5. Call before importing their `models`.
 
-    mmpretrain's multi-modal models derive from classes that transformers 5 no longer has, and mmdet imports
-    mmpretrain where it finds it. Whether these models are imported, mmpretrain decides by the metadata of
-    transformers: they are switched off where it notes that. From now on `import transformers` fails in this process.
+    mmpretrain's multi-modal models derive from classes that transformers 5 removed, and mmdet imports mmpretrain if it
+    is installed. mmpretrain imports these models depending on the metadata of transformers, which is overridden here.
+    Afterwards `import transformers` fails in this process.
     """
     cast(dict[str, Any], sys.modules)['transformers'] = None
     try:
         from mmpretrain.utils import dependency
-    except Exception:  # who needs it says why it cannot be imported
+    except Exception:  # reported by the code that needs it
         return
     dependency.WITH_MULTIMODAL = False
 
 
 def load_config(case: Case, backbone: str) -> Config:
-    """The config of a task, with a backbone of the size of the case.
+    """Return the config of a task, with a backbone of the size of the case.
 
     Raises:
         ValueError: A CPU cannot train in the dtype.
@@ -170,7 +169,7 @@ def load_config(case: Case, backbone: str) -> Config:
 
 
 def _backbone(name: str, scope: str, case: Case) -> dict[str, Any]:
-    """The config of a backbone; mmdet and mmseg have a Swin V1 each."""
+    """Return the config of a backbone; mmdet and mmseg each have a Swin V1."""
     size = SIZES[case.arch]
     cfg: dict[str, Any]
     if name == 'swin_v1':
@@ -187,7 +186,7 @@ def _backbone(name: str, scope: str, case: Case) -> dict[str, Any]:
 
 
 def _share_weights(model: Any, case: Case, options: Mapping[str, Any]) -> None:
-    """Give all models the same heads, and those with a SwinV2 the same backbone."""
+    """Load the same heads into all models, and the same backbone into those with SwinV2."""
     if options['backbone'] != 'swin_v1':
         layout = 'mmpretrain' if options['backbone'] == 'mmpretrain' else 'native'
         load_weights(model.backbone, options['weights'], layout)
@@ -200,7 +199,7 @@ def _share_weights(model: Any, case: Case, options: Mapping[str, Any]) -> None:
 
 
 def _detection_batch(case: Case) -> dict[str, Any]:
-    """Noise images with random boxes and masks."""
+    """Return noise images with random boxes and masks."""
     from mmdet.testing import demo_mm_inputs
 
     return demo_mm_inputs(
@@ -214,7 +213,7 @@ def _detection_batch(case: Case) -> dict[str, Any]:
 
 
 def _segmentation_batch(case: Case) -> dict[str, Any]:
-    """Noise images with a label map of 16 x 16 blocks each."""
+    """Return noise images with label maps of 16 x 16 blocks."""
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 

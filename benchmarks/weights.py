@@ -1,4 +1,4 @@
-"""The same random weights for every library."""
+"""Shared random weights for all libraries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from swinv2_mm.checkpoints.detect import find_backbone
 from swinv2_mm.checkpoints.layouts import WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
 
-# What a backbone may lack in a file of ours: heads it does not use, and what it derives by itself.
+# Keys of a file that a backbone may lack: unused heads and derived values.
 _FREE = ('head', 'norm', 'relative_', 'attn_mask', 'k_bias', 'layernorm', 'pooler', 'position_ids')
 
 
 def write_weights(arch: str, path: Path) -> Path:
-    """Write weights in our layout, of the scale of trained ones (no residual branch is zero); returns `path`."""
+    """Write random weights in our layout, scaled like trained ones (without zero branches); return `path`."""
     from swinv2_mm import SwinTransformerV2
 
     generator = torch.Generator().manual_seed(0)
@@ -36,17 +36,17 @@ def write_weights(arch: str, path: Path) -> Path:
             else:
                 parameter.copy_(0.02 * noise)
     state = model.state_dict()
-    state.pop(WINDOWS_KEY, None)  # the position bias has the window of the case as its unit
+    state.pop(WINDOWS_KEY, None)  # the training window is that of the case
     torch.save(state, path)
     return path
 
 
 def load_weights(model: nn.Module, path: str, layout: str) -> None:
-    """Load a file in our layout into a backbone of any library, which names its weights by `layout`.
+    """Load a file in our layout into a backbone whose weights have the names of `layout`.
 
     Raises:
-        CheckpointError: The layout has no place for one of the tensors.
-        ValueError: The model lacks weights or has other names for them.
+        CheckpointError: A tensor does not exist in the layout.
+        ValueError: The names of the weights do not match.
     """
     state: dict[str, Tensor] = torch.load(path, weights_only=True)
     if layout != 'native':

@@ -1,7 +1,7 @@
-"""The process of a contestant or of a part of the GPU report: `python -m benchmarks.worker READ_FD WRITE_FD`.
+"""Process of a contestant or of a part of the GPU report: `python -m benchmarks.worker READ_FD WRITE_FD`.
 
-It takes requests from a pipe and answers them. It ends when the other end of the pipe closes, also in the middle of a
-call, so that nothing is left behind when the main process dies.
+It receives requests through a pipe and sends results. It exits when the pipe closes, also during a call, so that no
+process keeps running when the main process dies.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _KERNELS = 15  # in a profile
 
 
 class Bench:
-    """What a process can be asked to do; each public method is a request.
+    """Requests that a process handles; each public method is a request.
 
     Args:
         threads: Threads of torch.
-        is_alone: Whether other contestants have processes of their own, which need the memory of the GPU in between.
+        is_alone: Whether other contestants have their own processes, so that GPU memory is freed between calls.
     """
 
     def __init__(self, threads: int, is_alone: bool = True) -> None:
@@ -61,7 +61,7 @@ class Bench:
         options: Mapping[str, Any],
         min_ms: float,
     ) -> dict[str, Any]:
-        """Build a task, warm it up and return what is known about it; see `rounds.Contest`."""
+        """Build a task, warm it up and return its info; see `rounds.Contest`."""
         torch.manual_seed(0)
         module, _, function = contestant.builder.partition(':')
         build = getattr(importlib.import_module(module), function)
@@ -73,11 +73,11 @@ class Bench:
         return {**task.info, 'has_maps': task.maps is not None}
 
     def save_maps(self, key: str, path: str) -> None:
-        """Write the maps to a file, for others to compare with."""
+        """Write the maps to a file for comparison by other processes."""
         torch.save(self._maps(key), path)
 
     def compare_maps(self, key: str, path: str) -> float | None:
-        """The largest difference to the maps in a file, over the largest value of a map; None if not finite."""
+        """Return the largest relative difference to the maps in a file; None if not finite."""
         theirs = torch.load(path, weights_only=True, mmap=True)
         mine = self._maps(key)
         shapes = [[tuple(x.shape) for x in maps] for maps in (mine, theirs)]
@@ -87,25 +87,25 @@ class Bench:
         return worst.item() if worst.isfinite() else None
 
     def peak(self, key: str) -> float | None:
-        """Peak memory of a call above that before it, in MB."""
+        """Return the increase of peak memory in a call, in MB."""
         return peak_mb(self.tasks[key].run, self.tasks[key].device)
 
     def sample(self, key: str) -> float:
-        """Milliseconds of one call."""
+        """Return the milliseconds of one call."""
         task = self.tasks[key]
         if self.is_alone and task.device == 'cuda':
-            task.run()  # the cache was given back after the last sample
+            task.run()  # memory was freed after the last sample
         taken = milliseconds(task.run, task.device, self.repeats[key])
         self._give_back()
         return taken
 
     def info(self, key: str) -> dict[str, Any]:
-        """What is known about a task by now, and what it measures about itself."""
+        """Return the info and the details of a task."""
         task = self.tasks[key]
         return {**task.info, **(task.details() if task.details else {})}
 
     def profile(self, key: str) -> list[tuple[str, float, float]]:
-        """Name, milliseconds and share of the kernels of a GPU in which a call spends most time."""
+        """Return name, milliseconds and share of the GPU kernels that take most of the time of a call."""
         task = self.tasks[key]
         task.run()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -118,7 +118,7 @@ class Bench:
         return [(name, time / 1000, time / total) for name, time in times]
 
     def release(self, key: str | None = None) -> None:
-        """Forget a task, or all of them."""
+        """Release a task, or all tasks."""
         for name in [key] if key is not None else list(self.tasks):
             self.tasks.pop(name, None)
         trim()
@@ -133,13 +133,13 @@ class Bench:
 
 
 def one_line(error: BaseException) -> str:
-    """Kind and message of an error, in one line."""
+    """Return type and message of an error in one line."""
     text = ' '.join(str(error).split()) or 'no message'
     return f'{type(error).__name__}: {text[:_LONGEST]}'
 
 
 def serve(requests: Connection, answers: Connection, bench: Bench) -> None:
-    """Answer requests until the pipe closes."""
+    """Handle requests until the pipe closes."""
 
     def listen() -> None:
         while True:
@@ -153,10 +153,10 @@ def serve(requests: Connection, answers: Connection, bench: Bench) -> None:
         request = bench.inbox.get()
         try:
             answer = {'value': getattr(bench, request['do'])(**request['with'])}
-        except Exception as error:  # whatever a library raises: it is the answer
+        except Exception as error:  # libraries can raise any error: report it
             answer = {'error': one_line(error)}
         if 'error' in answer:
-            gc.collect()  # what the failed call held
+            gc.collect()  # free the memory of the failed call
         answers.send(answer)
 
 
@@ -164,8 +164,8 @@ def main() -> None:
     """Run the process."""
     ends = [int(number) for number in sys.argv[1:3]]
     for end in ends:
-        os.set_inheritable(end, False)  # compilers that a library starts must not hold the pipe
-    with contextlib.suppress(OSError):  # if memory runs out: this process first, not the main one
+        os.set_inheritable(end, False)  # compiler processes must not inherit the pipe
+    with contextlib.suppress(OSError):  # if memory runs out, kill this process, not the main one
         Path('/proc/self/oom_score_adj').write_text('1000')
     requests, answers = Connection(ends[0], writable=False), Connection(ends[1], readable=False)
     serve(requests, answers, Bench(int(os.environ['OMP_NUM_THREADS'])))

@@ -1,4 +1,4 @@
-"""The classification configs are built, walked through a training and a prediction step, and hand on their weights."""
+"""Build the classification configs, run a training and a prediction step, and transfer their weights."""
 
 import os
 import re
@@ -127,7 +127,7 @@ def test_norms_biases_position_mlps_and_logit_scales_are_not_decayed(leaf):
 
 @pytest.fixture(scope='module')
 def tiny_data(tmp_path_factory) -> Path:
-    """Few real pictures for each data set, in the layout that its config expects."""
+    """Write a few real images for each dataset, in the layout that its config expects."""
     root = tmp_path_factory.mktemp('data')
     write_cifar10(root / 'cifar10')
     for name, folder in FOLDERS.items():
@@ -143,7 +143,7 @@ def at_data(monkeypatch, root: Path, leaf: str) -> Config:
 
 
 def shrink(cfg: Config) -> None:
-    """Batches of four small pictures, and one block per stage at the widths of the config."""
+    """Use batches of four small images, and one block per stage with the widths of the config."""
     arch = build_on_meta(cfg).backbone.arch
     cfg.model.backbone.arch = dict(
         embed_dims=arch.embed_dims, depths=(1,) * 4, num_heads=arch.num_heads
@@ -215,7 +215,7 @@ def dense_model(leaf: str, checkpoint: Path, **options) -> nn.Module:
 
 @pytest.fixture(scope='module')
 def classifier(tmp_path_factory):
-    """The model of the digits config with random weights in all tensors, and its checkpoint as mmengine saves one."""
+    """Return the model of the digits config with random weights, and its checkpoint as saved by mmengine."""
     torch.manual_seed(0)
     cfg = read(DIGITS)
     with scope():
@@ -246,7 +246,7 @@ def test_the_quickstarts_start_from_all_weights_of_the_digits_classifier(leaf, c
     }
     assert count > 100
     assert fresh == {f'norm{stage}.{kind}' for stage in range(3) for kind in ('weight', 'bias')}
-    # the last stage runs at window 4 and keeps the coordinates of the 8 it was trained at
+    # the last stage has window 4 and keeps the coordinates of its training window 8
     windows = model.backbone.state_dict()['pretrained_window_sizes']
     assert windows.tolist() == [[8, 8]] * 4
 
@@ -277,7 +277,7 @@ def test_another_patch_size_is_told_in_words(classifier):
 
 @pytest.mark.skipif(
     not Path(os.environ.get('SWINV2_MM_DATA', '')).joinpath('cifar10').is_dir(),
-    reason='SWINV2_MM_DATA names no folder with cifar10',
+    reason='SWINV2_MM_DATA does not name a folder with cifar10',
 )
 def test_the_official_files_of_cifar_10_are_read():
     cfg = read(next(leaf for leaf in LEAVES if 'cifar10' in leaf))
@@ -289,7 +289,7 @@ def test_the_official_files_of_cifar_10_are_read():
 
 
 def test_the_config_for_data_of_ones_own_in_the_docs(tmp_path, monkeypatch):
-    """As it is printed, on a set with its number of classes."""
+    """Run the config on a dataset with its number of classes."""
     page = (CONFIGS.parent / 'docs/classification.md').read_text()
     (text,) = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
     write_class_folders(tmp_path / 'data/pets', [f'pet_{letter}' for letter in 'abcdefghijkl'])

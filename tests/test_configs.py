@@ -1,4 +1,4 @@
-"""Every config is found, built by the registries, and walked through one training and one prediction step."""
+"""Build every config with the registries, and run a training and a prediction step."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from swinv2_mm.models.layers import DeformableSwinBlock
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL_LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/**/*.py'))
-# Those of classification, which need mmpretrain, have tests of their own: test_classification_configs.py.
+# Classification configs, which need mmpretrain, are tested in test_classification_configs.py.
 LEAVES = [leaf for leaf in ALL_LEAVES if not leaf.startswith('classification/')]
 PUBLISHED = [leaf for leaf in LEAVES if re.search(r'swinv2-[tsbl]-', leaf)]
 SMALL = [leaf for leaf in LEAVES if 'swinv2-nano' in leaf]
@@ -51,7 +51,7 @@ def scope_of(cfg: Config):
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """The real modules at full size, without memory or time for their weights."""
+    """Build the real modules at full size without allocating weights."""
     with scope_of(cfg), torch.device('meta'):
         return MODELS.build(cfg.model)
 
@@ -65,7 +65,7 @@ def test_every_config_of_the_project_is_found():
 
 
 def test_every_base_file_is_used_by_a_config():
-    """A base that no config reads would be built by no test."""
+    """A base that no config uses would not be tested."""
 
     def bases_of(path: Path) -> set[Path]:
         bases = Config._get_base_files(str(path)) or []
@@ -117,7 +117,7 @@ def test_only_coco_and_ade20k_start_from_weights_those_of_their_size_and_window(
     assert backbone.init_cfg.keys() == {'type', 'checkpoint'}
     assert backbone.init_cfg.type == 'Pretrained'
     address = backbone.init_cfg.checkpoint
-    # timm keeps a list of the official files of its own.
+    # timm has its own list of the official files.
     official = {entry.url for cfgs in default_cfgs.values() for entry in cfgs.cfgs.values()}
     assert address in official
     name = address.rsplit('/')[-1]
@@ -127,7 +127,7 @@ def test_only_coco_and_ade20k_start_from_weights_those_of_their_size_and_window(
     assert ('22k' in name) == (backbone.arch == 'large')
     if 'ade20k' in leaf:
         assert ('-in22k-pre_' if '22k' in name else '-in1k-pre_') in leaf
-    assert drop_pretrained(cfg.model) == 1  # what --no-pretrained does
+    assert drop_pretrained(cfg.model) == 1  # as --no-pretrained
     assert backbone.init_cfg is None
 
 
@@ -140,7 +140,7 @@ def test_building_a_stock_config_asks_for_no_file(leaf, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('leaf', [leaf for leaf in STOCK if re.search('swinv2-(t|l)-p4', leaf)])
 def test_the_weights_come_from_a_file_that_was_put_in_its_place(leaf, tmp_path, monkeypatch):
-    """A small file in the layout of the official one, as far as a classifier trained at the window in its name."""
+    """Write a small classifier file in the official layout, trained at the window in its name."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     cfg = read(leaf)
     arch = dict(embed_dims=8, depths=(1, 1, 2, 1), num_heads=(1, 1, 2, 2))
@@ -224,7 +224,7 @@ def test_batch_and_schedule_agree_with_the_name(leaf):
         assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size
 
 
-# --- one step of each config, on data of its own layout ----------------------------------------
+# --- one step of each config, on data in its layout --------------------------------------------
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def write_image(path: Path, image: np.ndarray) -> None:
 
 
 def write_coco(root: Path, folder: str, name: str, classes: list[str], run_lengths: bool) -> None:
-    """Two images with two boxes each, whose masks are polygons or uncompressed run lengths."""
+    """Write two images with two boxes each; masks are polygons or uncompressed run lengths."""
     images, annotations = [], []
     for image_id in (1, 2):
         pixels = np.random.default_rng(image_id).integers(0, 255, (96, 128, 3), dtype=np.uint8)
@@ -241,7 +241,7 @@ def write_coco(root: Path, folder: str, name: str, classes: list[str], run_lengt
         images.append(dict(id=image_id, file_name=f'{image_id}.jpg', width=128, height=96))
         for x, y in ((8, 10), (70, 30)):
             polygon = [[x, y, x + 48, y, x + 48, y + 60, x, y + 60]]
-            column = [60, 36]  # a mask's runs go down its columns, background first
+            column = [60, 36]  # run lengths are column-major, background first
             runs = [x * 96 + y, *(column * 47), 60, (128 - x - 48) * 96 + 36 - y]
             annotations.append(
                 dict(
@@ -272,7 +272,7 @@ def write_label_maps(root: Path, split: str, labels: tuple[int, ...]) -> None:
 
 @pytest.fixture(scope='session')
 def tiny_data(tmp_path_factory) -> Path:
-    """Two pictures for each split of each data set, in the layouts that the configs expect."""
+    """Write two images for each split of each dataset, in the layouts that the configs expect."""
     from mmdet.datasets import CocoDataset
 
     root = tmp_path_factory.mktemp('data')
@@ -295,7 +295,7 @@ def at_data(monkeypatch, root: Path, leaf: str) -> Config:
 
 
 def shrink(cfg: Config) -> None:
-    """Small pictures, and one block per stage at the widths of the config, from scratch."""
+    """Use small images, and one block per stage with the widths of the config, from scratch."""
     drop_pretrained(cfg.model)
     arch = resolve_arch(cfg.model.backbone.arch)
     cfg.model.backbone.arch = dict(
@@ -313,11 +313,11 @@ def shrink(cfg: Config) -> None:
         cfg.model.data_preprocessor.size = (64, 64)
     if cfg.default_scope == 'mmdet':
         cfg.model.train_cfg.rpn_proposal.max_per_img = cfg.model.test_cfg.rpn.max_per_img = 32
-        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained detector is sure of nothing
+        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained detector has low scores
 
 
 def annotations_in(data_samples: list) -> int:
-    """Instances that are not ignored, or labelled pixels."""
+    """Return the number of instances that are not ignored, or of labelled pixels."""
     if 'gt_instances' in data_samples[0]:
         return sum(len(sample.gt_instances) for sample in data_samples)
     return sum(int((sample.gt_sem_seg.data != 255).sum()) for sample in data_samples)
@@ -357,7 +357,7 @@ def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data,
 
 @pytest.mark.parametrize('leaf', SMALL)
 def test_a_small_config_learns_a_batch_by_heart(leaf, tiny_data, monkeypatch):
-    """At its full depth and with its own learning rate, without the randomness of training."""
+    """Use full depth and the learning rate of the config, without randomness in training."""
     cfg = at_data(monkeypatch, tiny_data, leaf)
     arch = cfg.model.backbone.arch
     shrink(cfg)
@@ -383,7 +383,7 @@ def test_the_deformable_config_learns_where_to_look(tiny_data, monkeypatch):
         assert all(block.offset_network[2].weight.eq(0).all() for block in blocks)
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
-        # The first step wakes the branches, which start scaled by zero; the second reaches what is inside.
+        # Branches start scaled by zero: the first step changes their scale, the second trains their weights.
         losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(2)]
     assert np.isfinite(losses).all()
     assert all(block.offset_network[2].weight.abs().max() > 0 for block in blocks)

@@ -1,4 +1,4 @@
-"""What README, docs and packaging promise, taken at their word."""
+"""Test the README, docs and packaging."""
 
 import re
 import shutil
@@ -23,7 +23,7 @@ DOCS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').gl
 
 
 def snippet(name: str) -> str:
-    """The code block of the README that a comment `test: name` precedes."""
+    """Return the code block of the README after the comment `test: name`."""
     found = re.findall(rf'<!-- test: {name} -->\n```python\n(.*?)```', README, flags=re.DOTALL)
     assert len(found) == 1
     return found[0]
@@ -119,7 +119,7 @@ def test_every_config_is_in_the_readme_and_the_model_index():
 
 
 def test_a_build_carries_configs_tools_and_the_index(tmp_path):
-    """The OpenMMLab packaging convention; the source tree must stay as it is."""
+    """OpenMMLab packaging convention; the source tree must not change."""
     done = subprocess.run(
         [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)],
         cwd=ROOT,
@@ -134,7 +134,7 @@ def test_a_build_carries_configs_tools_and_the_index(tmp_path):
             for path in (ROOT / name).rglob('*')
             if path.is_file()
             and '__pycache__' not in path.parts
-            and not path.name.startswith(('benchmark_', 'gpu_report'))  # need the checkout
+            and not path.name.startswith(('benchmark_', 'gpu_report'))  # these need the checkout
         }
         assert len(ours) > 5
         assert ours == {

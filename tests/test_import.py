@@ -1,4 +1,4 @@
-"""What `import swinv2_mm` does, and what it leaves alone."""
+"""Test the effects of `import swinv2_mm`."""
 
 import ast
 import os
@@ -24,7 +24,7 @@ def run(code, *path):
 
 
 def test_the_import_loads_nothing_but_registries():
-    """mmengine.model alone takes as long as `import mmengine`, and torch's compiler longer."""
+    """Importing mmengine.model takes as long as `import mmengine`, and torch's compiler longer."""
     before = 'import sys, torch, mmengine.registry, mmcv; before = set(sys.modules); '
     loaded, _ = run(before + 'import swinv2_mm; print(sorted(set(sys.modules) - before))')
     assert set(loaded) <= {
@@ -59,7 +59,7 @@ def test_attributes_that_are_imported_when_they_are_used():
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_what_the_names_build_in_every_scope(scope):
-    """The plain names first: until then the class is not imported. MMPretrain's own class keeps its name."""
+    """Plain names first, before the class is imported. MMPretrain's class keeps its name."""
     plain = ['SwinTransformerV2', 'SwinTransformerV2CR']
     prefixed = [f'swinv2_mm.{name}' for name in plain]
     found, _ = run(

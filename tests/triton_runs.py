@@ -9,7 +9,7 @@ import os
 import pytest
 import torch
 
-from swinv2_mm.execution import why_not_triton
+from swinv2_mm.ops.execution import why_not_triton
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
 DEVICE = torch.device('cpu' if INTERPRETED else 'cuda')

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates with several processes on one or more machines: one per GPU, or that many on a CPU (gloo).
+# Evaluate with several processes on one or more machines: one per GPU, or PROCESSES on a CPU (gloo).
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
 #

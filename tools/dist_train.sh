@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains with several processes on one or more machines: one per GPU, or that many on a CPU (gloo).
+# Train with several processes on one or more machines: one per GPU, or PROCESSES on a CPU (gloo).
 #
 #   tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]
 #

@@ -1,6 +1,6 @@
-"""Measure everything on a GPU: tests, kernels, backbones, detectors, a short training. docs/gpu.md explains it.
+"""Measure everything on a GPU: tests, kernels, backbones, detectors, a short training. See docs/gpu.md.
 
-Exit codes: 0 if everything was measured and all tests passed, 1 if not, 2 if something outside is wrong, 130 or 143 if
+Exit codes: 0 if everything was measured and all tests passed, 1 if not, 2 for invalid inputs, 130 or 143 if
 interrupted.
 """
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates on a Slurm cluster, one process per GPU.
+# Evaluate on a Slurm cluster, one process per GPU.
 #
 #   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS=...] \
 #     tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]

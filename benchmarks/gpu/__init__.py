@@ -1,1 +1,1 @@
-"""The GPU report: parts that each run in a process of their own and write what they measure at once."""
+"""The GPU report. Each part runs in a separate process and saves results at once."""

@@ -1,4 +1,4 @@
-"""Part `backbones`: ours beside those of timm and torchvision, eager and compiled, in inference and training."""
+"""Part `backbones`: our backbone and those of timm and torchvision, eager and compiled, inference and training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ROUNDS = 5
 
 
 def run(options: PartOptions, results: Results) -> None:
-    """Measure the small model first, then the larger one in the time that is left."""
+    """Measure the small model first, then the larger one in the remaining time."""
     with options.pool(is_local=False) as pool:
         groups = [(cases, _contest(cases, options, pool, results)) for cases in _cases(options)]
         ready = [_prepare(*group, options, pool) for group in groups if options.inbox]
@@ -49,7 +49,7 @@ def _cases(options: PartOptions) -> list[list[Case]]:
 
 def _contestants(case: Case, options: PartOptions) -> list[Contestant]:
     found = [ours('auto'), peer('timm'), peer('torchvision')]
-    if options.is_cuda:  # on a CPU the compiler of torch would need one of C++
+    if options.is_cuda:  # on a CPU torch.compile would need a C++ compiler
         found += [ours('auto', compiled=True), peer('timm', compiled=True)]
     return found
 
@@ -62,7 +62,7 @@ def _contest(cases: Sequence[Case], options: PartOptions, pool: Pool, results: R
 
 
 def _prepare(cases: Sequence[Case], contest: Contest, options: PartOptions, pool: Pool) -> bool:
-    """Prepare all contestants side by side; who is late is ended. Returns whether there was time for it."""
+    """Prepare all contestants in parallel and end late ones; return whether there was enough time."""
     pool.timeout = 1800.0
     pool.deadline = options.deadline - 2 * len(cases) * _SECONDS_TO_MEASURE
     if options.is_cuda and pool.deadline - time.monotonic() < _SECONDS_TO_PREPARE:

@@ -1,4 +1,4 @@
-"""Part `detectors`: Mask R-CNN and UperNet, inference and a training step, on our backbone and on those of peers."""
+"""Part `detectors`: inference and training step of Mask R-CNN and UperNet, with our backbone and those of peers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from benchmarks.rounds import Contest, Entry
 from benchmarks.weights import write_weights
 
 _ROUNDS = 15
-_LEAST = 3  # seconds that a case needs
-_RESERVE = 3  # seconds that are left at the end of the part
+_LEAST = 3  # seconds per case
+_RESERVE = 3  # seconds reserved for the end of the part
 _QUICK = {
     'mask_rcnn': {
         'model.train_cfg.rpn_proposal.max_per_img': 40,

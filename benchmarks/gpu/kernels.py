@@ -1,8 +1,7 @@
-"""Part `kernels`: the window attention alone, beside the same written with operators of torch.
+"""Part `kernels`: the window attention alone, compared with implementations in torch.
 
-Everybody gets the map of queries, keys and values and returns the map of outputs, shifted windows and their mask
-included; FlexAttention and SDPA are compiled as a whole, so that copies into windows and norms are fused as well as
-torch can.
+All contestants map queries, keys and values to outputs, including shifted windows and their mask. FlexAttention and
+SDPA are compiled as a whole, so that torch can fuse window copies and norms.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from swinv2_mm.ops.window_attention.reference import expand_bias, normalize
 # A function of `qkv (B, H, W, 3 * nH * D)`, `scale (nH, 1, 1)` and `table (nH, 2 * Wh - 1, 2 * Ww - 1)`.
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-_MINIMUM_SECONDS = 12  # that a case may take
+_MINIMUM_SECONDS = 12  # time limit of a case
 
 
 def run(options: PartOptions, results: Results) -> None:
@@ -54,7 +53,7 @@ def _cases(options: PartOptions) -> list[Case]:
     common: dict[str, Any] = {'device': options.device, 'task': 'attention'}
     if options.quick:
         return [Case((8, 8), 4, mode, 'nano', 1, 'bf16', **common) for mode in MODES]
-    # The first stage of SwinV2-T for images of 512 x 512, and a map of as many tokens that 24 divides.
+    # The first stage of SwinV2-T for images of 512 x 512, and a map of similar size that 24 divides.
     sides = {8: (128, 16), 16: (128, 16), 24: (144, 12)}
     return [
         Case((side, side), window, mode, 'tiny', batch, dtype, **common)
@@ -67,8 +66,8 @@ def _cases(options: PartOptions) -> list[Case]:
 def _contestants(case: Case, options: PartOptions) -> list[Contestant]:
     names = ['ours', 'flex', 'sdpa', 'reference']
     if case.mode == 'train' and not options.is_cuda:
-        names.remove('flex')  # it has no backward pass there
-    # On a CPU the compiler of torch would need one of C++.
+        names.remove('flex')  # no backward pass there
+    # On a CPU torch.compile would need a C++ compiler.
     compiled = ('flex', 'sdpa') if options.is_cuda else ()
     return [
         Contestant(
@@ -79,7 +78,7 @@ def _contestants(case: Case, options: PartOptions) -> list[Contestant]:
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
-    """The forward pass, or with a gradient of the output the backward pass as well."""
+    """Build the forward pass, in `'train'` mode with the backward pass."""
     dtype, device = DTYPES[case.dtype], case.device
     heads, width, sides = _shape(case)
     qkv = torch.randn(case.batch, *case.input, 3 * width, device=device).to(dtype)
@@ -105,20 +104,20 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
 
 
 def _shape(case: Case) -> tuple[int, int, int]:
-    """Heads and channels of the first stage, and the side of the table of position biases."""
+    """Return heads and channels of the first stage, and the side of the position bias table."""
     size = SIZES[case.arch]
     return size.num_heads[0], size.embed_dims, 2 * case.window - 1
 
 
 def _work(case: Case) -> dict[str, float]:
-    """The fewest GB to move and Gflop to do in a call."""
+    """Return the minimum GB to move and Gflop to compute in a call."""
     numbers = case.batch * math.prod(case.input) * _shape(case)[1]
     maps, scores = 4, 2  # three in, one out; scores, and products with values
     if case.mode == 'train':
         maps, scores = (
             maps + 7,
             scores + 5,
-        )  # the three and a gradient in, three out; scores are not kept
+        )  # four in, three out; scores are recomputed
     size = torch.finfo(DTYPES[case.dtype]).bits // 8
     return {
         'gb': maps * numbers * size / 1e9,
@@ -127,7 +126,7 @@ def _work(case: Case) -> dict[str, float]:
 
 
 def _described(case: Case, row: Mapping[str, Any], work: Mapping[str, float]) -> dict[str, Any]:
-    """What a row says beside the times."""
+    """Return a row with derived values."""
     heads, width, _ = _shape(case)
     found: dict[str, Any] = {
         'op': 'forward + backward' if case.mode == 'train' else 'forward',
@@ -158,7 +157,7 @@ def _attention(name: str, partition: WindowPartition, device: str) -> Attention:
 def _by_flex_attention(
     qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, labels: Tensor | None
 ) -> Tensor:
-    """`flex_attention`; bias and mask are modifications of the scores."""
+    """Return an attention with `flex_attention`; bias and mask are score modifications."""
     from torch.nn.attention.flex_attention import flex_attention
 
     q, k, v = _cut(qkv, scale, table, partition)
@@ -178,7 +177,7 @@ def _by_flex_attention(
 def _by_sdpa(
     qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition, labels: Tensor | None
 ) -> Tensor:
-    """`scaled_dot_product_attention`; bias and mask are one additive mask for every window of an image."""
+    """Return an attention with `scaled_dot_product_attention`; bias and mask are one additive mask per window."""
     q, k, v = _cut(qkv, scale, table, partition)
     mask = expand_bias(table)[None]
     if labels is not None:
@@ -192,7 +191,7 @@ def _by_sdpa(
 def _cut(
     qkv: Tensor, scale: Tensor, table: Tensor, partition: WindowPartition
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries, keys and values of all windows, `(B * nW, nH, N, D)` each."""
+    """Return scaled queries, keys and values of all windows, `(B * nW, nH, N, D)` each."""
     windows = partition.split(qkv).unflatten(-1, (3, len(table), -1))
     q, k, v = windows.permute(2, 0, 3, 1, 4)
     return (normalize(q) * scale).to(v.dtype), normalize(k).to(v.dtype), v

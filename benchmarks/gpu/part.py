@@ -1,4 +1,4 @@
-"""What every part of the report gets and does."""
+"""Options and execution of the parts of the report."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from benchmarks.processes import Pool
 from benchmarks.results import Results, make_header
 from benchmarks.worker import one_line
 
-# In the order of their worth, with their share of the time. What a part leaves unused goes to those after it.
+# In the order of importance, with their share of the time. Unused time goes to the following parts.
 PARTS = {'tests': 0.2, 'kernels': 0.16, 'backbones': 0.36, 'detectors': 0.16, 'training': 0.12}
 
 
 @dataclass
 class PartOptions:
-    """How a part runs.
+    """Options of a part.
 
     Attributes:
         device: `'cuda'` or `'cpu'`.
-        quick: Whether to use tiny sizes: a trial of the report itself.
-        deadline: When the part is ended, by `time.monotonic`.
-        inbox: Says when its turn has come to a part that was started before, to prepare what it measures.
+        quick: Whether to use tiny sizes, to test the report itself.
+        deadline: Time limit of the part (`time.monotonic`).
+        inbox: Signals to a part that was started early that it may measure.
     """
 
     device: str
@@ -40,14 +40,14 @@ class PartOptions:
     inbox: queue.Queue[dict[str, Any]] | None = None
 
     def wait_for_turn(self) -> None:
-        """Wait until the parts before have ended; from then on the part has the seconds that it is told."""
+        """Wait until the previous parts have ended, and receive the time limit."""
         if self.inbox is not None:
             self.deadline = self.inbox.get()['with']['seconds'] + time.monotonic()
             self.inbox = None
 
     @property
     def left(self) -> float:
-        """Seconds until the part is ended."""
+        """Seconds until the time limit."""
         return self.deadline - time.monotonic()
 
     @property
@@ -56,7 +56,7 @@ class PartOptions:
         return self.device == 'cuda'
 
     def pool(self, is_local: bool = True) -> Pool:
-        """The processes of contestants, or this one for all."""
+        """Return the pool of processes, or of this process for all contestants."""
         threads = 1 if self.is_cuda and not is_local else torch.get_num_threads()
         return Pool(threads, self.device, is_local=is_local)
 
@@ -72,11 +72,11 @@ def run_part(
     is_early: bool,
     inbox: queue.Queue[dict[str, Any]],
 ) -> None:
-    """Run a part, in its process; `is_early`: prepare at low priority, and then wait for the turn."""
+    """Run a part in its process; with `is_early`, prepare at low priority and wait before measuring."""
     options = PartOptions(device, quick, time.monotonic() + seconds, inbox if is_early else None)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs `finally` blocks
     if is_early:
-        os.nice(10)  # leave the cores to those whose turn it is
+        os.nice(10)  # leave the cores to the part that measures
     settings = {'device': device, 'quick': quick}
     header = make_header(command, settings, torch.get_num_threads(), device)
     results = Results(header, Path(out))

@@ -1,4 +1,4 @@
-"""Run the parts of the report one after the other, each within its share of the time, and show their tables."""
+"""Run the parts of the report in sequence, each within its share of the time, and write their tables."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.processes import ContestantError, Worker, environment
 from benchmarks.results import Results, read_results, say, shape_of
 
 BEGIN, END = '<!-- gpu tables -->', '<!-- end of gpu tables -->'
-_EARLY = ('backbones',)  # parts that compile what they measure, while those before them run
+_EARLY = ('backbones',)  # parts that compile while the previous parts run
 _MOST_MINUTES = 1440
 
 
 def run_report(args: argparse.Namespace) -> int:
-    """Run the parts that the command line asks for; returns 0 if everything was measured and no test failed, else 1.
+    """Run the selected parts; return 0 if everything was measured and no test failed, otherwise 1.
 
     Args:
         args: `parts`, `minutes`, `out`, `device`, `quick`.
@@ -43,7 +43,7 @@ def run_report(args: argparse.Namespace) -> int:
     parts = [part for part in PARTS if part in args.parts]
     workers: dict[str, Worker] = {}
     try:
-        for part in parts:  # imports take seconds: all at once
+        for part in parts:  # start all at once, since imports take seconds
             (args.out / f'{part}.json').unlink(missing_ok=True)
             workers[part] = Worker(_environment(args.device), args.out / 'log.txt')
         _run_parts(workers, args)
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _run_parts(workers: Mapping[str, Worker], args: argparse.Namespace) -> None:
-    """Run parts one after the other."""
+    """Run parts in sequence."""
     end = time.monotonic() + 60 * args.minutes
     parts = list(workers)
     early = [part for part in parts[1:] if part in _EARLY]
@@ -119,13 +119,13 @@ def _start(
 
 
 def _environment(device: str) -> dict[str, str]:
-    """Environment of a part."""
+    """Return the environment of a part."""
     kind, _, index = device.partition(':')
     env = environment(torch.get_num_threads(), kind)
-    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads leave the cores to others
+    env.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # waiting threads sleep
     env.pop('TRITON_INTERPRET', None)
     if kind == 'cpu':
-        env['TRITON_INTERPRET'] = '1'  # the kernels run in Python
+        env['TRITON_INTERPRET'] = '1'  # run the kernels in Python
     elif index:
         visible = env.get('CUDA_VISIBLE_DEVICES', '').split(',')
         env['CUDA_VISIBLE_DEVICES'] = visible[int(index)] if visible[0] else index
@@ -133,7 +133,7 @@ def _environment(device: str) -> dict[str, str]:
 
 
 def note(path: Path, part: str, how: str) -> None:
-    """Write into the json of a part that it did not come to its end."""
+    """Add to the json of a part how it was cut off."""
     results = Results(None, None)
     with contextlib.suppress(ValueError, FileNotFoundError):
         results.content = read_results(path)
@@ -145,7 +145,7 @@ def note(path: Path, part: str, how: str) -> None:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether a part came to its end, measured all that it should, and saw no test fail."""
+    """Return whether a part is complete, without failed measurements or tests."""
     try:
         content = read_results(path)
     except (ValueError, FileNotFoundError):
@@ -155,7 +155,7 @@ def is_complete(path: Path) -> bool:
 
 
 def write_tables(folder: Path) -> str:
-    """Write `report.md` and return its text; a file that cannot be read is named there."""
+    """Write `report.md` and return its text, which lists unreadable files."""
     text, problems = render(folder)
     if problems:
         text += '\n' + '\n'.join(f'- {tables.one_line(problem)}' for problem in problems) + '\n'
@@ -167,12 +167,12 @@ def write_tables(folder: Path) -> str:
 
 
 def show_tables(folder: Path, page: Path | None) -> int:
-    """Print the tables of a report, and replace those of a page that has the lines `BEGIN` and `END`; returns 0.
+    """Print the tables of a report, replace those of a page between the lines `BEGIN` and `END`, and return 0.
 
     Raises:
-        ValueError: A file is not a result of the report; the page lacks one of the lines, or the figures are from tiny
-            sizes and mean nothing.
-        OSError: The folder has no results, or a file cannot be read or written.
+        ValueError: A file is not a result of the report, the page lacks one of the lines, or the figures were measured
+            with tiny sizes.
+        OSError: The folder does not contain results, or a file cannot be read or written.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f'the folder {folder} does not exist')
@@ -198,7 +198,7 @@ def show_tables(folder: Path, page: Path | None) -> int:
 
 
 def render(folder: Path) -> tuple[str, list[str]]:
-    """Tables of all parts below headings of the third level, and what is wrong with files that cannot be read."""
+    """Return tables of all parts below headings of level 3, and the errors of unreadable files."""
     texts, missing, problems = [], [], []
     settings: dict[str, list[str]] = {}
     for part, (title, as_table) in _SECTIONS.items():

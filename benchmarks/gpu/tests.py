@@ -1,4 +1,4 @@
-"""Part `tests`: the tests marked `gpu`; on a CPU a few of the kernels' tests, in Triton's interpreter."""
+"""Part `tests`: the tests marked `gpu`; on a CPU some kernel tests in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.processes import ROOT
 from benchmarks.results import Results
 
 _LONGEST = 120  # seconds for all tests
-_RESERVE = 10  # seconds for the test that runs when time is up
+_RESERVE = 10  # seconds for the test that runs at the time limit
 _MESSAGE = 400
 _MARK = re.compile(r'\bmark\.gpu\b')
 _INTERPRETED = [
@@ -27,7 +27,7 @@ def run(options: PartOptions, results: Results) -> None:
     """Run the tests, with a row for each."""
     tests = ['-m', 'gpu', *_marked_files()] if options.is_cuda else _INTERPRETED
     plugin = TestRows(results, time.monotonic() + min(options.left, _LONGEST) - _RESERVE)
-    os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'  # what else is installed does not count
+    os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'  # ignore other installed plugins
     os.chdir(ROOT)
     arguments = ['-c', str(ROOT / 'pyproject.toml'), '--rootdir', str(ROOT), '-q', '--tb=short']
     arguments += ['-p', 'no:cacheprovider', '--continue-on-collection-errors']
@@ -39,7 +39,7 @@ def run(options: PartOptions, results: Results) -> None:
 
 
 def _marked_files() -> list[str]:
-    """The files with tests marked `gpu`: to collect all others takes long."""
+    """Return the files with tests marked `gpu`, since collecting all files takes long."""
     files = sorted((ROOT / 'tests').rglob('test_*.py'))
     found = [file for file in files if _MARK.search(file.read_text(encoding='utf-8'))]
     if not found:
@@ -48,9 +48,9 @@ def _marked_files() -> list[str]:
 
 
 class TestRows:
-    """A plugin of pytest that adds a row for each test; none begins after `deadline`, by `time.monotonic`."""
+    """A pytest plugin that adds a row for each test; no test starts after `deadline` (`time.monotonic`)."""
 
-    __test__ = False  # not a test, for pytest
+    __test__ = False  # not a test class
 
     def __init__(self, results: Results, deadline: float) -> None:
         self.results, self.deadline = results, deadline
@@ -64,15 +64,15 @@ class TestRows:
             self._add(report, f'not collected: {report.longreprtext[-_MESSAGE:]}')
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Put the kernels first, and what torch's compiler takes long for last."""
+        """Run kernel tests first, and slow compilations last."""
         items.sort(key=lambda item: ('inductor' in item.name, 'tests/ops' not in item.nodeid))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note how many tests there are."""
+        """Store the number of tests."""
         self.collected = len(session.items)
 
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Leave a test out and stop if time is up."""
+        """Skip the test and stop after the time limit."""
         if time.monotonic() < self.deadline:
             return None
         self.stopped = True
@@ -80,7 +80,7 @@ class TestRows:
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a row for a test that ran, or could not begin or end."""
+        """Add a row for a test, or for an error in its setup or teardown."""
         self.done.add(report.nodeid)
         if report.when == 'call' or not report.passed:
             crash = getattr(report.longrepr, 'reprcrash', None)

@@ -1,4 +1,4 @@
-"""Part `training`: a short training by `tools/train.py`'s own code, which ends with a metric."""
+"""Part `training`: a short training with the code of `tools/train.py`, followed by validation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.launch import train
 from swinv2_mm.engine.metrics import METRICS_FILE
 
-_TRIAL, _QUICK_TRIAL = 20, 2  # iterations of the run that measures how long one takes
-_SHARE = 0.8  # of the time left that the training is planned to take
-_AGAIN = 0.7  # of the time for start and validation: kernels are compiled by then
+_TRIAL, _QUICK_TRIAL = 20, 2  # iterations of the run that measures the iteration time
+_SHARE = 0.8  # planned share of the remaining time
+_AGAIN = 0.7  # share of the time for start and validation, when kernels are compiled
 _DATA = {
     'camvid/images/val': 'upernet/swinv2-t-p4-w8_upernet_1xb8-10k_camvid-360x480.py',
     'pennfudan/val': 'mask_rcnn/mask-rcnn_swinv2-t-p4-w8_fpn_1xb8-6k_pennfudan.py',
 }
-"""Config by the folder that its data has, in the order of their worth."""
+"""Config by data folder, in order of preference."""
 
 
 def run(options: PartOptions, results: Results) -> None:
-    """Train for a few iterations, then for as many as there is time for."""
+    """Train for a few iterations, then for as many as the time allows."""
     with tempfile.TemporaryDirectory(prefix='swinv2_mm_gpu_') as name:
         folder = Path(name)
         config = _choose(folder, options.quick)
@@ -51,7 +51,7 @@ def run(options: PartOptions, results: Results) -> None:
 
 
 def _choose(folder: Path, quick: bool) -> str:
-    """The config for CamVid or Penn-Fudan where there is one of them, else for shapes, generated below `folder`."""
+    """Return the config for CamVid or Penn-Fudan if available, otherwise for shapes, generated below `folder`."""
     places = [Path(place) for place in (os.environ.get('SWINV2_MM_DATA'), ROOT / 'data') if place]
     for place in [] if quick else places:
         for data, config in _DATA.items():
@@ -64,7 +64,7 @@ def _choose(folder: Path, quick: bool) -> str:
 
 
 def _train(config: str, iterations: int, work_dir: Path, options: PartOptions) -> dict[str, Any]:
-    """Train and validate; returns the row.
+    """Train and validate; return the row.
 
     Raises:
         RuntimeError: The tool failed.
@@ -74,7 +74,7 @@ def _train(config: str, iterations: int, work_dir: Path, options: PartOptions) -
     planned = cfg.train_cfg.max_iters
     batch = 2 if options.quick else cfg.train_dataloader.batch_size
     workers = 0 if options.quick else max(1, min(8, (os.cpu_count() or 1) - 2))
-    # Visualizers of one name are the same, and would write into the folder of the first run.
+    # Visualizers with the same name are shared and would write into the folder of the first run.
     changes = {'visualizer.name': work_dir.name, 'train_dataloader.batch_size': batch}
     for loader in ('train_dataloader', 'val_dataloader'):
         changes[f'{loader}.num_workers'] = workers
@@ -112,7 +112,7 @@ def _train(config: str, iterations: int, work_dir: Path, options: PartOptions) -
 
 
 def _iteration_seconds(work_dir: Path) -> float:
-    """Median time of an iteration in the log, without the first lines if there are more."""
+    """Return the median iteration time in the log, without the first lines if there are more."""
     (path,) = work_dir.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     times = [line['time'] for line in lines if 'loss' in line]

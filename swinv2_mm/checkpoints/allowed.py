@@ -16,9 +16,8 @@ import pathlib
 import re
 import types
 from collections import OrderedDict
-from collections.abc import Callable
 from pickle import UnpicklingError
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
@@ -27,40 +26,12 @@ from torch.torch_version import TorchVersion
 
 _KIND = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}')
 _CONTAINERS = (
-    *(bool, int, float, str, list, tuple, dict, frozenset, range, slice),
+    *(bool, int, float, str, list, tuple, dict, frozenset, slice),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
-    *(argparse.Namespace, types.SimpleNamespace, Config, ConfigDict, HistoryBuffer, TorchVersion),
+    *(argparse.Namespace, types.SimpleNamespace, ConfigDict, HistoryBuffer, TorchVersion),
 )
-T = TypeVar('T')
 
 
-def _known_as(module: str, name: str) -> Callable[[T], T]:
-    """Make torch's unpickler find a class or function under another name."""
-
-    def rename(thing: Any) -> Any:
-        thing.__module__, thing.__qualname__, thing.__name__ = module, name, name
-        return thing
-
-    return rename
-
-
-def allowed_globals() -> list[Any]:
-    """Return the functions and classes that a checkpoint may name, for `torch.serialization.add_safe_globals`."""
-    known = [*_CONTAINERS, _getattr, _no_bytes, _Dtype, _Array, _DefaultDict, _CfgNode]
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and since numpy 2
-        known.append(_renamed(_reconstruct, module, '_reconstruct'))
-        known.append(_renamed(_scalar, module, 'scalar'))
-    for module in ('pathlib', 'pathlib._local'):  # Python 3.13
-        known.append(_renamed(pathlib.PurePosixPath, module, 'PosixPath'))
-        known.append(_renamed(pathlib.PureWindowsPath, module, 'WindowsPath'))
-    return known
-
-
-def _renamed(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-    return _known_as(module, name)(lambda *args: function(*args))
-
-
-@_known_as('builtins', 'getattr')
 def _getattr(owner: Any, name: str) -> Any:
     """Stands for `getattr`, by which `HistoryBuffer` refers to its own methods. The real one leads to `exec`."""
     if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
@@ -68,23 +39,32 @@ def _getattr(owner: Any, name: str) -> Any:
     raise UnpicklingError(f'GLOBAL getattr asks for {name!r} of {owner!r}')
 
 
-@_known_as('builtins', 'bytes')
-def _no_bytes(*given: Any) -> bytes:
-    """Stands for `bytes`, which is how the numbers of an empty array are written."""
+def _bytes(*given: Any) -> bytes:
+    """Stands for `bytes`, which is how empty ones are written; `bytes(10**12)` would fill the memory."""
     if given:
         raise UnpicklingError('Unsupported call of bytes')
     return b''
 
 
-@_known_as('collections', 'defaultdict')
-class _DefaultDict:
-    """Stands for `defaultdict`. torch fills items into plain dicts only."""
+def _range(*given: Any) -> range:
+    """Stands for `range`: a list of a huge one would fill the memory."""
+    found = range(*given)
+    if len(found) > 10**6:
+        raise UnpicklingError(f'Unsupported range of {len(found)} numbers')
+    return found
 
-    def __new__(cls, *_: Any) -> Any:
-        return {}
+
+class _Config(Config):
+    """Stands for `Config` while it is filled; calling the real one with a file name would read that file."""
+
+    def __init__(self, *_: Any) -> None:
+        raise UnpicklingError('Unsupported call of mmengine.Config')
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        object.__setattr__(self, '__class__', Config)
 
 
-@_known_as('yacs.config', 'CfgNode')
 class _CfgNode:
     """Stands for the dict with attributes in which the official code keeps its options."""
 
@@ -92,7 +72,6 @@ class _CfgNode:
         return OrderedDict()  # torch fills items and attributes into this type
 
 
-@_known_as('numpy', 'dtype')
 class _Dtype:
     """Stands for `numpy.dtype`, and holds the real one in `dtype`."""
 
@@ -108,7 +87,6 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(order)
 
 
-@_known_as('numpy', 'ndarray')
 class _Array(np.ndarray):
     """An array that is filled from a file once, and pickled like any other array."""
 
@@ -130,13 +108,33 @@ class _Array(np.ndarray):
         return self.view(np.ndarray).__reduce_ex__(protocol)
 
 
-def _reconstruct(*_: Any) -> np.ndarray:
-    return np.ndarray.__new__(_Array, (0,), 'b')  # as numpy calls it
-
-
 def _scalar(dtype: Any, raw: Any) -> Any:
-    if not isinstance(dtype, _Dtype) or not isinstance(raw, bytes):
+    sound = isinstance(dtype, _Dtype) and isinstance(raw, bytes)
+    if not sound or len(raw) != dtype.dtype.itemsize:
         raise UnpicklingError('Unsupported number of numpy')
-    if len(raw) != dtype.dtype.itemsize:
-        raise UnpicklingError(f'Unsupported number of numpy: {len(raw)} bytes for {dtype.dtype}')
     return np.frombuffer(raw, dtype.dtype)[0]
+
+
+def allowed_globals() -> list[Any]:
+    """Return the functions and classes that a checkpoint may name, for `torch.serialization.add_safe_globals`."""
+    named: dict[str, Any] = {
+        'builtins.getattr': _getattr,
+        'builtins.bytes': _bytes,
+        'builtins.range': _range,
+        'mmengine.config.config.Config': _Config,
+        'collections.defaultdict': lambda *_: {},  # torch fills items into plain dicts only
+        'yacs.config.CfgNode': _CfgNode,
+        'numpy.dtype': _Dtype,
+        'numpy.ndarray': _Array,
+    }
+    for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and since numpy 2
+        # Called as by numpy itself.
+        named[f'{core}._reconstruct'] = lambda *_: np.ndarray.__new__(_Array, (0,), 'b')
+        named[f'{core}.scalar'] = lambda dtype, raw: _scalar(dtype, raw)
+    for module in ('pathlib', 'pathlib._local'):  # Python 3.13
+        named[f'{module}.PosixPath'] = lambda *parts: pathlib.PurePosixPath(*parts)
+        named[f'{module}.WindowsPath'] = lambda *parts: pathlib.PureWindowsPath(*parts)
+    for full_name, thing in named.items():  # torch finds them by these attributes
+        thing.__module__, _, thing.__qualname__ = full_name.rpartition('.')
+        thing.__name__ = thing.__qualname__
+    return [*_CONTAINERS, *named.values()]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import LAYOUTS, OTHER_MODELS, layout_by_name
-from swinv2_mm.checkpoints.table import Layout, matches_layout
+from swinv2_mm.checkpoints.table import Layout
 
 _CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'state_dict_ema', 'model_ema')
 _ROOT = 'patch_embed.proj'  # in every backbone: its key tells the prefix
@@ -19,19 +19,12 @@ _ROOT = 'patch_embed.proj'  # in every backbone: its key tells the prefix
 
 @dataclass(frozen=True)
 class Found:
-    """Backbone weights within a file.
-
-    Attributes:
-        layout: Their layout.
-        prefix: The prefix of their names, such as `'backbone.'`.
-        state: The weights, by names without the prefix.
-        outside: Names in the file without the prefix.
-    """
+    """Backbone weights within a file."""
 
     layout: Layout
-    prefix: str
-    state: dict[str, Tensor]
-    outside: list[str]
+    prefix: str  # of their names in the file, such as `'backbone.'`
+    state: dict[str, Tensor]  # by names without the prefix
+    outside: list[str]  # names in the file without the prefix
 
 
 def unwrap(content: Any, where: str) -> dict[str, Tensor]:
@@ -46,9 +39,7 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
         )
     for key in _CONTAINERS:
         inner = content.get(key)
-        if isinstance(inner, Mapping) and any(
-            isinstance(value, Tensor) for value in inner.values()
-        ):
+        if isinstance(inner, Mapping) and any(isinstance(x, Tensor) for x in inner.values()):
             content = inner
             break
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -61,33 +52,27 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
 def find_backbone(
     state: Mapping[str, Tensor], where: str, prefix: str | None = None, layout: str | None = None
 ) -> Found:
-    """Find the SwinV2 backbone in a state dict, and its layout.
-
-    Args:
-        state: Tensors by name.
-        where: Name of the file, for messages.
-        prefix: The prefix of the backbone's names; default: any.
-        layout: Name of the layout; default: any.
+    """Find the SwinV2 backbone in a state dict, of any or of the given prefix and layout.
 
     Raises:
-        CheckpointError: If there is no SwinV2 backbone, or more than one.
+        CheckpointError: If there is no SwinV2 backbone, or more than one; the message begins with `where`.
     """
     if prefix and not prefix.endswith('.'):
         prefix += '.'
-    choices = LAYOUTS if layout is None else (layout_by_name(layout),)
     found: dict[str, Found] = {}
-    for choice in choices:
-        for candidate in _prefixes(state, choice):
-            if candidate in found or (prefix is not None and candidate != prefix):
+    for choice in LAYOUTS if layout is None else (layout_by_name(layout),):
+        root = choice.their_name(_ROOT) + '.weight'
+        for key in state:
+            start = key.removesuffix(root)
+            # The root is a whole name, or the end of one behind a dot.
+            if start == key or start[-1:] not in ('', '.') or start in found:
                 continue
             inside = {
-                key[len(candidate) :]: value
-                for key, value in state.items()
-                if key.startswith(candidate)
+                name[len(start) :]: value for name, value in state.items() if name.startswith(start)
             }
-            if layout is not None or matches_layout(choice, inside):
-                outside = [key for key in state if not key.startswith(candidate)]
-                found[candidate] = Found(choice, candidate, inside, outside)
+            if prefix in (None, start) and (layout or choice.matches(inside)):
+                outside = [name for name in state if not name.startswith(start)]
+                found[start] = Found(choice, start, inside, outside)
     if not found:
         raise CheckpointError(_nothing_found(state, where, prefix, layout))
     if len(found) > 1:
@@ -98,21 +83,14 @@ def find_backbone(
     return next(iter(found.values()))
 
 
-def _prefixes(state: Mapping[str, Tensor], layout: Layout) -> list[str]:
-    root = layout.their_name(_ROOT) + '.weight'
-    return [key[: -len(root)] for key in state if key == root or key.endswith(f'.{root}')]
-
-
 def _nothing_found(
     state: Mapping[str, Tensor], where: str, prefix: str | None, layout: str | None
 ) -> str:
     sample = ', '.join(list(state)[:6])
     keys = f'its {len(state)} tensors are {sample}{", ..." if len(state) > 6 else ""}'
     if prefix or layout:
-        wanted = ' and '.join(
-            f'{what} {value!r}' for what, value in (('layout', layout), ('prefix', prefix)) if value
-        )
-        return f'{where} holds no SwinV2 backbone with {wanted}; {keys}'
+        wanted = f'of layout {layout or "any"} and prefix {prefix or "any"}'
+        return f'{where} holds no SwinV2 backbone {wanted}; {keys}'
     for pattern, model in OTHER_MODELS:
         if any(re.search(pattern, key) for key in state):
             return f'{where} holds {model}, not a SwinV2; {keys}'

@@ -13,6 +13,3 @@ class UntrustedCheckpointError(CheckpointError):
 
 class CheckpointUnavailableError(CheckpointError, FileNotFoundError):
     """A checkpoint does not exist on this machine and cannot be downloaded."""
-
-    def __str__(self) -> str:
-        return str(self.args[0]) if self.args else ''  # OSError would print its errno fields

@@ -33,7 +33,7 @@ class guard_mmengine:
 
     def __init__(self) -> None:
         self._before = OrderedDict(CheckpointLoader._schemes)
-        CheckpointLoader.register_scheme(_SCHEMES, load_safely, force=True)
+        CheckpointLoader.register_scheme(_SCHEMES, load_from_file, force=True)
         CheckpointLoader.register_scheme('mmcls://', load_from_mmcls, force=True)
 
     def __enter__(self) -> None:
@@ -43,11 +43,11 @@ class guard_mmengine:
         CheckpointLoader._schemes = self._before
 
 
-def load_safely(filename: str, map_location: Any = None) -> Any:
+def load_from_file(filename: str, map_location: Any = None) -> Any:
     """Load the checkpoint at an address of `fetch_checkpoint` to `map_location`, see `torch.load`."""
     return read_checkpoint_file(fetch_checkpoint(filename).path, map_location)
 
 
 def load_from_mmcls(filename: str, map_location: Any = None) -> Any:
     """Load the backbone of a classifier of mmcls."""
-    return _process_mmcls_checkpoint(unwrap(load_safely(filename, map_location), filename))
+    return _process_mmcls_checkpoint(unwrap(load_from_file(filename, map_location), filename))

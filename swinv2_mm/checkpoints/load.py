@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from mmengine.logging import MMLogger, print_log
@@ -14,11 +16,11 @@ from torch import Tensor
 
 from swinv2_mm.checkpoints.detect import Found, find_backbone, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
-from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, WINDOWS_KEY
+from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, HEADS, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
-from swinv2_mm.checkpoints.sources import LocalCheckpoint, fetch_checkpoint
-from swinv2_mm.checkpoints.table import Recipe, Translation, matches_any, translate
+from swinv2_mm.checkpoints.sources import fetch_checkpoint
+from swinv2_mm.checkpoints.table import Recipe, translate
 from swinv2_mm.checkpoints.windows import (
     Configured,
     Pair,
@@ -30,23 +32,15 @@ from swinv2_mm.checkpoints.windows import (
     windows_of_name,
 )
 
-_OUTPUT_NORM = r'norm\d+\.'
 # What weights of other libraries lack, and what does no harm at its initial values.
-_FRESH = (_OUTPUT_NORM, r'.*\.num_batches_tracked$', r'layers\.\d+\.blocks\.\d+\.offset_network\.')
+_FRESH = r'norm\d+\.|.*\.num_batches_tracked$|layers\.\d+\.blocks\.\d+\.offset_network\.'
 
 
-@runtime_checkable
 class Backbone(Protocol):
-    """What a backbone needs for `load_pretrained`.
+    """What a backbone needs for `load_pretrained`."""
 
-    Attributes:
-        window_sizes: The windows of attention `(height, width)`, one per stage.
-        pretrained_window_sizes: The windows of the weights in the config, in the same form, or `'auto'` for those in
-            the file.
-    """
-
-    window_sizes: tuple[Pair, ...]
-    pretrained_window_sizes: Configured
+    window_sizes: tuple[Pair, ...]  # those of attention `(height, width)`, one per stage
+    pretrained_window_sizes: Configured  # those of the weights, or `'auto'` for what the file tells
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors to load into, by name."""
@@ -82,11 +76,8 @@ def load_pretrained(
         CheckpointError: If the file does not fit the backbone, or is not a checkpoint.
         ValueError: If the backbone is on the meta device.
     """
-    local = fetch_checkpoint(checkpoint)
-    content = read_checkpoint_file(local.path, 'cpu', mmap=True)
     where = str(checkpoint)
-    found = find_backbone(unwrap(content, where), where, prefix, layout)
-    windows = source_windows(found, local, content)
+    found, windows = read_backbone(where, prefix, layout)
     family = getattr(backbone, 'checkpoint_family', 'v2')
     if found.layout.family != family:
         right = BACKBONES[found.layout.family]
@@ -97,21 +88,18 @@ def load_pretrained(
     state = backbone.state_dict()
     targets = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     targets.pop(WINDOWS_KEY, None)
-    if unbuilt := next((key for key, value in targets.items() if value.is_meta), None):
-        raise ValueError(
-            f'{unbuilt} of the backbone is on the meta device, which holds no values: backbone.to_empty(device=...) '
-            'first'
-        )
+    if any(value.is_meta for value in targets.values()):
+        raise ValueError('the backbone is on the meta device: backbone.to_empty(device=...) first')
     report = LoadReport(where, found.layout.name, found.prefix, windows, backbone.window_sizes)
     recipes = _sort_out(found, targets, report)
     report.allow(allow)
-    stages = 1 + max((int(key.split('.')[1]) for key in targets if key[:7] == 'layers.'), default=0)
+    stages = _num_stages(targets)
     chosen = choose_windows(
         backbone.pretrained_window_sizes, backbone.window_sizes, windows, stages, where
     )
     report.position_windows = () if family == 'cr' else chosen
     if report.problems:
-        theirs = translate(found.state, found.layout, to_ours=True).recipes
+        theirs, _ = translate(found.state, found.layout, to_ours=True)
         # The wrong arch is the most common reason.
         raise CheckpointError(
             f'{where} does not fit the backbone: {"; ".join(report.problems)}. The file has {_depths(theirs)}; the '
@@ -120,7 +108,7 @@ def load_pretrained(
         )
     with torch.no_grad():
         for key, recipe in recipes.items():
-            targets[key].copy_(recipe.make(found.state.__getitem__))
+            targets[key].copy_(recipe.make(found.state))
             report.loaded.append(key)
     backbone.retarget(chosen)
     level = logging.WARNING if report.allowed else logging.INFO
@@ -133,118 +121,110 @@ def split_pretrained(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Split an `init_cfg` into the configs for mmengine, and arguments of `load_pretrained` for type `Pretrained`."""
     others, pretrained = [], []
-    for cfg in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []:
+    for given in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []:
+        cfg = dict(given)
         if cfg.get('type') in ('Pretrained', 'mmengine.Pretrained', PretrainedInit):
-            # Weights are copied to the device of the model.
-            left_out = ('type', 'map_location')
-            pretrained.append({key: value for key, value in cfg.items() if key not in left_out})
+            del cfg['type']
+            cfg.pop('map_location', None)  # weights are copied to the device of the model
+            pretrained.append(cfg)
         else:
-            others.append(dict(cfg))
+            others.append(cfg)
     return others, pretrained
 
 
-def source_windows(found: Found, local: LocalCheckpoint, content: Any) -> SourceWindows | None:
-    """Return the windows at which weights were trained; `None` if unknown.
-
-    Args:
-        found: The weights.
-        local: Their file.
-        content: The content of the file.
-    """
+def read_backbone(
+    where: str, prefix: str | None = None, layout: str | None = None
+) -> tuple[Found, SourceWindows | None]:
+    """Return the weights at an address, and the windows they were trained at; `None` if unknown."""
+    local = fetch_checkpoint(where)
+    content = read_checkpoint_file(local.path, 'cpu', mmap=True)
+    found = find_backbone(unwrap(content, where), where, prefix, layout)
     if found.layout.family == 'cr':
-        return None  # its position bias is a function of tokens
+        return found, None  # its position bias is a function of tokens
     if windows := read_windows(found.state, found.layout):
-        return windows
+        return found, windows
     meta = content.get('meta')
     if isinstance(meta, Mapping) and (stated := meta.get(WINDOWS_KEY)) is not None:
-        return SourceWindows(as_pairs(stated), 'the metadata of the file')
-    return windows_of_config(local.config or {}) or windows_of_name(local.name)
+        return found, SourceWindows(as_pairs(stated), 'the metadata of the file')
+    return found, windows_of_config(local.config or {}) or windows_of_name(local.name)
 
 
 def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -> dict[str, Recipe]:
     """Put every tensor of file and model on its list in the report; return how to make those that fit."""
-    translation = translate_file(found, report, targets)
+    recipes = translate_file(found, report, targets)
     fitting: dict[str, Recipe] = {}
-    for key, recipe in translation.recipes.items():
+    for key, recipe in recipes.items():
+        sources = {name: found.state[name] for name in recipe.names}
         if key not in targets:
             if _is_not_built(key, targets):
                 report.drop('stages and norms that the model does not have', key)
             else:
                 report.unexpected[key] = 'the model has no such tensor'
             continue
-        target, sources = targets[key], [found.state[name] for name in recipe.names]
-        if odd := next(filter(None, (_not_weights(item, target) for item in sources)), None):
-            report.unexpected[key] = odd
-            continue
-        if not all(item.isfinite().all() for item in sources):
-            report.not_finite.append(key)
-            continue
         try:
-            shape = tuple(recipe.make(lambda name: found.state[name].to('meta')).shape)
-        except (ValueError, RuntimeError) as error:
+            for source in sources.values():
+                _check_numbers(source, targets[key])
+            made = recipe.make({name: source.to('meta') for name, source in sources.items()})
+        except ValueError as error:
             report.unexpected[key] = str(error)
             continue
-        if shape != tuple(target.shape):
-            report.mismatched[key] = (shape, tuple(target.shape))
+        shapes = tuple(made.shape), tuple(targets[key].shape)
+        if not all(source.isfinite().all() for source in sources.values()):
+            report.not_finite[key] = ''
+        elif shapes[0] != shapes[1]:
+            report.mismatched[key] = f'{shapes[0]} instead of {shapes[1]}'
         else:
             fitting[key] = recipe
-    for key in sorted(targets.keys() - translation.recipes.keys()):
-        (report.fresh if matches_any(_FRESH, key) else report.missing).append(key)
+    for key in sorted(targets.keys() - recipes.keys()):
+        if re.match(_FRESH, key):
+            report.fresh.append(key)
+        else:
+            report.missing[key] = ''
     return fitting
 
 
-def _not_weights(source: Tensor, target: Tensor) -> str | None:
-    """Return why a tensor cannot be copied by value, if so: torch copies some of these without an error."""
-    if source.layout != torch.strided or source.is_meta:
-        return f'{"without values" if source.is_meta else source.layout}, not an array of numbers'
-    kinds = [
-        (item.is_floating_point(), item.is_complex(), item.is_quantized)
-        for item in (source, target)
-    ]
-    return None if kinds[0] == kinds[1] else f'{source.dtype} for {target.dtype}'
+def _check_numbers(source: Tensor, target: Tensor) -> None:
+    """Raise ValueError if a tensor cannot be copied by value: torch copies some of these without an error."""
+    if source.is_meta or source.layout != torch.strided:
+        kind = 'without values' if source.is_meta else source.layout
+        raise ValueError(f'{kind}, not an array of numbers')
+    if source.is_floating_point() != target.is_floating_point():
+        raise ValueError(f'{source.dtype} for {target.dtype}')
 
 
-def translate_file(found: Found, report: LoadReport, wanted: Collection[str] = ()) -> Translation:
-    """Translate the names of a file into ours; add to `report` what is not part of the backbone.
-
-    Args:
-        found: The weights.
-        report: The report.
-        wanted: Names of the model; default: those that hold the same numbers as the file.
-    """
+def translate_file(
+    found: Found, report: LoadReport, wanted: Collection[str] = ()
+) -> dict[str, Recipe]:
+    """Translate the names of a file into ours; add to `report` what is not part of the backbone, see `translate`."""
     for key in found.outside:
         report.drop('outside the backbone', key)
-    translation = translate(found.state, found.layout, to_ours=True, wanted=wanted)
-    for key in translation.unknown:
-        if key == WINDOWS_KEY:
-            continue
-        if matches_any([DERIVED], key):
+    recipes, unknown = translate(found.state, found.layout, to_ours=True, wanted=wanted)
+    for key, lacking in unknown.items():
+        if lacking:
+            report.unexpected[key] = f'without {", ".join(lacking)}'
+        elif re.match(DERIVED, key):
             report.drop('derived tables', key)
-        elif matches_any(found.layout.heads, key):
+        elif re.match(HEADS, key):
             report.drop('head', key)
-        else:
+        elif key != WINDOWS_KEY:
             report.unexpected[key] = f'no tensor of the layout {found.layout.name}'
-    for key, lacking in translation.incomplete.items():
-        report.unexpected[key] = f'without {", ".join(lacking)}'
-    return translation
+    return recipes
 
 
 def _is_not_built(key: str, targets: Mapping[str, Tensor]) -> bool:
     """Return whether a tensor is of a stage, a downsampling or an output norm that the model was built without."""
-    if matches_any([_OUTPUT_NORM], key):
-        return True
-    parts = key.split('.')
-    if parts[0] != 'layers':
-        return False
-    stages = {int(name.split('.')[1]) for name in targets if name.startswith('layers.')}
-    stage = int(parts[1])
-    return stage not in stages or (parts[2] == 'downsample' and stage == max(stages))
+    if not key.startswith('layers.'):
+        return key.startswith('norm')
+    _, stage, part, _ = key.split('.', 3)
+    stages = _num_stages(targets)
+    return int(stage) >= stages or (part == 'downsample' and int(stage) == stages - 1)
 
 
-def _depths(names: Mapping[str, object]) -> str:
-    depths: dict[int, int] = {}
-    for name in names:
-        parts = name.split('.')
-        if parts[0] == 'layers' and parts[2] == 'blocks':
-            depths[int(parts[1])] = max(depths.get(int(parts[1]), 0), int(parts[3]) + 1)
+def _num_stages(names: Iterable[str]) -> int:
+    return 1 + max((int(name.split('.')[1]) for name in names if name[:7] == 'layers.'), default=0)
+
+
+def _depths(names: Iterable[str]) -> str:
+    blocks = {tuple(name.split('.')[1:4:2]) for name in names if '.blocks.' in name}
+    depths = Counter(int(stage) for stage, _ in blocks)
     return f'depths {[depths[stage] for stage in sorted(depths)]}'

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from swinv2_mm.checkpoints.errors import CheckpointError
-from swinv2_mm.checkpoints.table import matches_any
 from swinv2_mm.checkpoints.windows import Pair, SourceWindows, describe_windows
 
 _SHOWN = 6
@@ -17,37 +16,23 @@ _SHOWN = 6
 class LoadReport:
     """What was done with every tensor of the file and of the model, except that of windows.
 
-    Attributes:
-        source: The address of the checkpoint.
-        layout: Its layout.
-        prefix: The prefix of its names.
-        windows: The windows it was trained at; `None` if unknown.
-        model_windows: The windows of the model.
-        position_windows: The windows that the model divides coordinates by after the load.
-        loaded: Our names of what was loaded.
-        dropped: Their names of what was left out on purpose, by reason.
-        fresh: Our names of output norms and offset networks that the file lacks: they keep their initial values.
-        missing: Our names of other tensors that the file lacks.
-        unexpected: Our names, or theirs, of tensors without a place in the model, with the reason.
-        mismatched: Our name, shape in the file and shape in the model.
-        not_finite: Our names of tensors with NaN or infinite values.
-        allowed: Our names from the last four lists that were allowed.
+    Names are ours, those of `dropped` and some of `unexpected` are theirs. The last dicts have details as values.
     """
 
-    source: str
+    source: str  # the address of the checkpoint
     layout: str
-    prefix: str
-    windows: SourceWindows | None = None
+    prefix: str  # of the names in the file
+    windows: SourceWindows | None = None  # at which it was trained, if known
     model_windows: Sequence[Pair] = ()
-    position_windows: Sequence[Pair] = ()
+    position_windows: Sequence[Pair] = ()  # by which the model divides coordinates after the load
     loaded: list[str] = field(default_factory=list)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    fresh: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: dict[str, str] = field(default_factory=dict)
-    mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    not_finite: list[str] = field(default_factory=list)
-    allowed: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # left out on purpose, by reason
+    fresh: list[str] = field(default_factory=list)  # not in the file, and keep their initial values
+    allowed: list[str] = field(default_factory=list)  # from the four below
+    missing: dict[str, str] = field(default_factory=dict)
+    unexpected: dict[str, str] = field(default_factory=dict)  # without a place in the model
+    mismatched: dict[str, str] = field(default_factory=dict)  # of another shape
+    not_finite: dict[str, str] = field(default_factory=dict)  # with NaN or infinite values
 
     def drop(self, reason: str, key: str) -> None:
         """Add `key` to what is left out on purpose."""
@@ -65,11 +50,11 @@ class LoadReport:
         """
         if isinstance(patterns, str):
             raise TypeError(f'allow is {patterns!r}: expected a list of regular expressions')
-        problems: tuple[list[str] | dict, ...]
-        problems = (self.missing, self.unexpected, self.mismatched, self.not_finite)
         for pattern in patterns:
             try:
-                names = [key for kind in problems for key in kind if matches_any([pattern], key)]
+                names = [
+                    key for kind in self._wrong.values() for key in kind if re.match(pattern, key)
+                ]
             except re.error as error:
                 raise CheckpointError(
                     f'allow={pattern!r} is not a regular expression: {error}'
@@ -79,30 +64,24 @@ class LoadReport:
                     f'{self.source}: allow={pattern!r} names nothing that is missing, unexpected, mismatched or not '
                     f'finite: remove it\n{self.table()}'
                 )
-            for kind in problems:
-                for key in set(kind).intersection(names):
-                    if isinstance(kind, dict):
-                        del kind[key]
-                    else:
-                        kind.remove(key)
+            for kind in self._wrong.values():
+                for key in names:
+                    kind.pop(key, None)
             self.allowed.extend(names)
+
+    @property
+    def _wrong(self) -> dict[str, dict[str, str]]:
+        return {
+            'missing': self.missing,
+            'unexpected': self.unexpected,
+            'shape mismatch': self.mismatched,
+            'NaN or infinite': self.not_finite,
+        }
 
     @property
     def problems(self) -> list[str]:
         """What is wrong, for messages."""
-        found = {
-            'missing': self.missing,
-            'of another shape': self._shapes,
-            'without a place in the model': list(self.unexpected),
-            'NaN or infinite': self.not_finite,
-        }
-        return [f'{len(keys)} {what}: {_some(keys)}' for what, keys in found.items() if keys]
-
-    @property
-    def _shapes(self) -> list[str]:
-        return [
-            f'{key} {theirs} instead of {ours}' for key, (theirs, ours) in self.mismatched.items()
-        ]
+        return [f'{what}: {_count(keys)}' for what, keys in self._wrong.items() if keys]
 
     def table(self) -> str:
         """Return the report as lines of text."""
@@ -117,10 +96,7 @@ class LoadReport:
             'loaded': f'{len(self.loaded)} tensors',
             **{f'dropped: {why}': _count(keys) for why, keys in self.dropped.items()},
             'newly initialised': _count(self.fresh),
-            'missing': _count(self.missing),
-            'unexpected': _count([f'{key} ({why})' for key, why in self.unexpected.items()]),
-            'shape mismatch': _count(self._shapes),
-            'NaN or infinite': _count(self.not_finite),
+            **{what: _count(keys) for what, keys in self._wrong.items()},
             'allowed by name': _count(self.allowed),
         }
         width = max(map(len, rows))
@@ -128,9 +104,9 @@ class LoadReport:
         return '\n'.join([f'checkpoint {self.source}', *lines])
 
 
-def _some(keys: Sequence[str]) -> str:
-    return ', '.join(keys[:_SHOWN]) + (', ...' if len(keys) > _SHOWN else '')
-
-
-def _count(keys: Sequence[str]) -> str:
-    return f'{len(keys)} ({_some(keys)})' if keys else 'none'
+def _count(keys: Collection[str]) -> str:
+    if not keys:
+        return 'none'
+    details = keys if isinstance(keys, dict) else dict.fromkeys(keys, '')
+    shown = [f'{key} ({why})' if why else key for key, why in list(details.items())[:_SHOWN]]
+    return f'{len(keys)} ({", ".join(shown)}{", ..." if len(keys) > _SHOWN else ""})'

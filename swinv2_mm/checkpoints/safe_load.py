@@ -6,7 +6,6 @@ harmless ones, to which `allowed` adds what training checkpoints hold beside ten
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import json
 import threading
@@ -64,20 +63,19 @@ def read_checkpoint_file(path: str | Path, map_location: Any = 'cpu', mmap: bool
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path, map_location)
     trust = _trusting.get()
-    options: dict[str, Any] = {'map_location': map_location, 'weights_only': not trust}
-    # torch maps files in the zip format only.
-    if mmap and str(map_location) == 'cpu' and zipfile.is_zipfile(path):
-        options['mmap'] = True
+    is_zip = zipfile.is_zipfile(path)  # one that is cut off is none
+    mmap = mmap and str(map_location) == 'cpu' and is_zip  # torch maps no others
     try:
         with _allowed_globals():
-            return torch.load(path, **options)
+            return torch.load(path, map_location, weights_only=not trust, mmap=mmap)
     except Exception as error:  # torch raises many kinds for damaged files
-        # A zip file that is cut off is none; a pickle begins with its protocol.
-        is_pickle = zipfile.is_zipfile(path) or _beginning(path)[:1] == b'\x80'
+        is_pickle = is_zip or _beginning(path)[:1] == b'\x80'  # begins with its protocol
         if isinstance(error, UnpicklingError) and not trust and is_pickle:
+            # torch makes a long message of the one that names what is not allowed.
+            reason = ' '.join(str(error.__context__ or error).split()).split('. Please')[0][:200]
             raise UntrustedCheckpointError(
                 f'{path} holds more than weights and was not loaded, since loading it runs code from the file '
-                f'({_reason(error)}). If you know and trust who made it: --trust-checkpoint, or in Python '
+                f'({reason}). If you know and trust who made it: --trust-checkpoint, or in Python '
                 '`with swinv2_mm.checkpoints.trust_checkpoints():`.'
             ) from error
         raise CheckpointError(_damaged(path, error)) from error
@@ -91,23 +89,13 @@ def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
     try:
         with safe_open(path, framework='pt', device=str(map_location or 'cpu')) as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-            meta = file.metadata() or {}
+            meta = dict(file.metadata() or {})
     except Exception as error:  # its own exception class, and Rust panics
         raise CheckpointError(_damaged(path, error)) from error
-    try:
-        ours = json.loads(meta.get('meta', ''))  # values are strings
-    except ValueError:
-        ours = None
-    return {'state_dict': state, 'meta': ours if isinstance(ours, dict) else dict(meta)}
-
-
-def _reason(error: Exception) -> str:
-    """Return the line of torch's long message that names what is not allowed."""
-    for line in str(error).splitlines():
-        if 'GLOBAL' in line or 'Unsupported' in line or 'reduce' in line or 'Can only' in line:
-            text = line.strip().removeprefix('WeightsUnpickler error: ')
-            return text.split(' was not an allowed')[0].split('. Please')[0]
-    return str(error).splitlines()[0][:200]
+    with contextlib.suppress(KeyError, ValueError):  # ours is json; others have texts only
+        if isinstance(ours := json.loads(meta['meta']), dict):
+            meta = ours
+    return {'state_dict': state, 'meta': meta}
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -120,15 +108,11 @@ def _damaged(path: Path, error: Exception) -> str:
     if start.startswith(b'version https://git-lfs'):
         return f'{path} is a pointer of git-lfs, not the file itself: run `git lfs pull`'
     if start.lstrip()[:1] == b'<':
-        return (
-            f'{path} is a web page, not a checkpoint: the address it was downloaded from is wrong'
-        )
+        return f'{path} is a web page, not a checkpoint: its address was wrong'
     if is_cut_off(path):
         return f'{path} is cut off after {size} bytes: {_AGAIN}'
-    if path.suffix != _SAFETENSORS and (text := _text(start)):
-        return f'{path} is a text file, not a checkpoint: it begins with {text[:32]!r}'
     reason = ' '.join(str(error).split()) or type(error).__name__
-    return f'{path} ({size} bytes) is damaged or not a checkpoint: {reason[:200]}'
+    return f'{path} ({size} bytes, {start[:16]!r}) is damaged or not a checkpoint: {reason[:200]}'
 
 
 def is_cut_off(path: Path) -> bool:
@@ -139,15 +123,6 @@ def is_cut_off(path: Path) -> bool:
 def _beginning(path: Path) -> bytes:
     with path.open('rb') as file:
         return file.read(64)
-
-
-def _text(start: bytes) -> str:
-    """Return the beginning of a text, whose last letter may be cut, and nothing for other files."""
-    try:
-        text = codecs.getincrementaldecoder('utf-8')().decode(start)
-    except UnicodeDecodeError:
-        return ''
-    return text if text.isprintable() or '\n' in text else ''
 
 
 @contextlib.contextmanager

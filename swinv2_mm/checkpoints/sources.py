@@ -6,6 +6,7 @@ and the `openmmlab://NAME` and `mmcls://NAME` of mmengine.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -14,12 +15,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import huggingface_hub
 import torch
-from mmengine.dist import barrier, get_rank, is_distributed
+from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
 
 from swinv2_mm.checkpoints.errors import CheckpointError, CheckpointUnavailableError
@@ -29,22 +31,15 @@ _HF_FILES = ('model.safetensors', 'pytorch_model.bin')
 _HUB_URL = re.compile(
     r'https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/([^/]+)/([^?@]+)(?:\?.*)?'
 )
-T = TypeVar('T')
 
 
 @dataclass(frozen=True)
 class LocalCheckpoint:
-    """A checkpoint on this machine.
-
-    Attributes:
-        path: The file.
-        name: The name of the model, or of the file.
-        config: Content of the `config.json` beside it.
-    """
+    """A checkpoint on this machine."""
 
     path: Path
-    name: str
-    config: Mapping[str, Any] | None = None
+    name: str  # of the model, or of the file
+    config: Mapping[str, Any] | None = None  # content of the `config.json` beside it
 
 
 def fetch_checkpoint(address: str | Path) -> LocalCheckpoint:
@@ -65,30 +60,33 @@ def fetch_checkpoint(address: str | Path) -> LocalCheckpoint:
     if scheme not in _FETCHERS:
         known = ', '.join(f'{name}://' for name in (*_FETCHERS, 's3'))
         raise CheckpointError(f'{text}: unknown kind of address; expected a file or one of {known}')
-    return _first_rank_first(lambda: _FETCHERS[scheme](rest, text))
+    # One process downloads while the others wait; then all find the file.
+    if get_rank() != 0:
+        barrier()
+        return _FETCHERS[scheme](rest, text)
+    try:
+        return _FETCHERS[scheme](rest, text)
+    finally:
+        barrier()
 
 
 def _local(text: str) -> LocalCheckpoint:
     path = Path(text).expanduser()
-    if path.is_dir():  # a model folder of transformers or timm
-        inside = [path / name for name in _HF_FILES if (path / name).is_file()]
-        if not inside:
-            raise CheckpointUnavailableError(
-                f'the folder {path} holds none of {", ".join(_HF_FILES)}'
-            )
-        path = inside[0]
-    if not path.is_file():
-        raise CheckpointUnavailableError(f'the checkpoint {path} does not exist')
-    config = _read_json(path.parent / 'config.json') if path.name in _HF_FILES else None
-    return LocalCheckpoint(path, path.name, config)
+    # A folder is a model of transformers or timm.
+    files = [path / name for name in _HF_FILES] if path.is_dir() else [path]
+    found = next(filter(Path.is_file, files), None)
+    if found is None:
+        named = ' or '.join(map(str, files))
+        raise CheckpointUnavailableError(f'the checkpoint {named} does not exist')
+    config = _read_json(found.parent / 'config.json') if found.name in _HF_FILES else None
+    return LocalCheckpoint(found, found.name, config)
 
 
 def _read_json(path: Path) -> Mapping[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(content := json.loads(path.read_text(encoding='utf-8')), dict):
+            return content
+    return None
 
 
 def _from_store(address: str) -> LocalCheckpoint:
@@ -110,12 +108,10 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _from_web(rest: str, address: str) -> LocalCheckpoint:
-    on_hub = _HUB_URL.fullmatch(address)
-    if on_hub is None:
-        return _download(address, address)
-    # torch's cache would take every `model.safetensors` for the same file.
-    owner, name, revision, file = on_hub.groups()
-    return _from_hub(f'{owner}/{name}/{file}@{revision}', address)
+    if on_hub := _HUB_URL.fullmatch(address):
+        # torch's cache would take every `model.safetensors` for the same file.
+        return _from_hub(on_hub.expand(r'\1/\2/\4@\3'), address)
+    return _download(address, address)
 
 
 def _download(url: str, address: str) -> LocalCheckpoint:
@@ -142,52 +138,34 @@ def _download(url: str, address: str) -> LocalCheckpoint:
 
 
 def _from_hub(rest: str, address: str) -> LocalCheckpoint:
-    rest, _, revision = rest.partition('@')
-    owner, _, tail = rest.partition('/')
-    model, _, file = tail.partition('/')
+    path, _, revision = rest.partition('@')
+    owner, model, file = (*path.split('/', 2), '', '')[:3]
     if not owner or not model:
         raise CheckpointError(
             f'{address}: expected hf://OWNER/NAME, optionally with /FILE and @REVISION'
         )
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from timm.models import _hub  # its name and version are sent with the request
-
-    repo = f'{owner}/{model}'
-    at_revision = f'{repo}@{revision}' if revision else repo
+    get = functools.partial(
+        huggingface_hub.hf_hub_download, f'{owner}/{model}', revision=revision or None
+    )
     files = (file,) if file else _HF_FILES
+    failure: Exception = CheckpointError(address)
     for name in files:
         try:
-            path = Path(_hub.download_from_hf(at_revision, name))
-            break
+            file = get(name)
         except Exception as error:
-            # Offline, `LocalEntryNotFoundError` does not say whether the file exists.
-            if isinstance(error, EntryNotFoundError) and not isinstance(
-                error, LocalEntryNotFoundError
-            ):
-                continue
-            raise CheckpointUnavailableError(
-                _hub_message(repo, name, revision, address, error)
-            ) from error
-    else:
-        raise CheckpointUnavailableError(
-            f'{address}: {repo} on the Hugging Face hub holds none of {", ".join(files)}'
-        )
-    try:
-        config = _read_json(Path(_hub.download_from_hf(at_revision, 'config.json')))
-    except Exception:  # there is none, or it cannot be downloaded: the weights may tell the window
+            failure = error
+            continue
         config = None
-    return LocalCheckpoint(path, model, config)
-
-
-def _hub_message(repo: str, file: str, revision: str, address: str, error: Exception) -> str:
-    from huggingface_hub import constants
-
+        with contextlib.suppress(Exception):  # there may be none; the weights may tell the window
+            config = _read_json(Path(get('config.json')))
+        return LocalCheckpoint(Path(file), model, config)
     chosen = f' --revision {revision}' if revision else ''
-    return (
-        f'cannot get {file} of {repo} from the Hugging Face hub ({_short(error)}). Run `hf download {repo}{chosen}` on '
-        f'a machine with network and copy its cache to {constants.HF_HUB_CACHE}; or get the file from '
-        f'https://huggingface.co/{repo}/resolve/{revision or "main"}/{file} and name your copy instead of {address}.'
-    )
+    raise CheckpointUnavailableError(
+        f'cannot get {" or ".join(files)} of {owner}/{model} from the Hugging Face hub ({_short(failure)}). Run '
+        f'`hf download {owner}/{model}{chosen}` on a machine with network and copy its cache to '
+        f'{huggingface_hub.constants.HF_HUB_CACHE}; or get the file from https://huggingface.co/{owner}/{model}/resolve/'
+        f'{revision or "main"}/{files[0]} and name your copy instead of {address}.'
+    ) from failure
 
 
 def _from_timm(name: str, address: str) -> LocalCheckpoint:
@@ -200,8 +178,8 @@ def _from_timm(name: str, address: str) -> LocalCheckpoint:
             f'timm knows no weights called {name!r}; similar ones: {close or "none"}'
         )
     if cfg.hf_hub_id:
-        file = f'/{cfg.hf_hub_filename}' if cfg.hf_hub_filename else ''
-        return replace(_from_hub(f'{cfg.hf_hub_id}{file}', address), name=name)
+        found = _from_hub(f'{cfg.hf_hub_id}/{cfg.hf_hub_filename or ""}', address)
+        return replace(found, name=name)
     if cfg.url:
         return replace(_download(str(cfg.url), address), name=name)
     raise CheckpointError(f'timm has no weights for {name}')
@@ -212,12 +190,13 @@ def _from_openmmlab(name: str, address: str) -> LocalCheckpoint:
     from mmengine.runner import checkpoint as tables
 
     scheme = address.partition('://')[0]
-    if scheme in ('torchvision', 'modelzoo'):
-        urls = tables.get_torchvision_models()
-    elif scheme == 'mmcls':
-        urls = tables.get_mmcls_models()
-    else:
-        urls = tables.get_external_models()
+    lists = {
+        'torchvision': tables.get_torchvision_models,
+        'modelzoo': tables.get_torchvision_models,
+        'mmcls': tables.get_mmcls_models,
+    }
+    urls = lists.get(scheme, tables.get_external_models)()
+    if scheme not in lists:
         name = tables.get_deprecated_model_names().get(name, name)
     if name not in urls:
         raise CheckpointError(f'{address}: {scheme}:// knows no {name!r}')
@@ -236,23 +215,6 @@ _FETCHERS: dict[str, Callable[[str, str], LocalCheckpoint]] = {
         ('torchvision', 'modelzoo', 'openmmlab', 'open-mmlab', 'mmcls'), _from_openmmlab
     ),
 }
-
-
-def _first_rank_first(fetch: Callable[[], T]) -> T:
-    """Let one process download while the others wait, and then all find the file."""
-    if not is_distributed():
-        return fetch()
-    found: T | None = None
-    failure: Exception | None = None
-    if get_rank() == 0:
-        try:
-            found = fetch()
-        except Exception as error:
-            failure = error  # the others wait at the barrier
-    barrier()
-    if failure is not None:
-        raise failure
-    return fetch() if found is None else found
 
 
 def _short(error: BaseException) -> str:

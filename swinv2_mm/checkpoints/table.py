@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,8 +41,8 @@ class Row:
 
 def rows(
     names: Iterable[str],
-    renamed: Mapping[str, str] = {},  # noqa: B006  never changed
-    change: tuple[Change, Change] | None = None,
+    renamed: Mapping[str, str] = {},
+    changes: Mapping[str, tuple[Change, Change]] = {},
 ) -> tuple[Row, ...]:
     """Return a row for each of our names; theirs has the parts in `renamed` replaced, in this order."""
     table = []
@@ -50,35 +50,20 @@ def rows(
         theirs = ours
         for old, new in renamed.items():
             theirs = theirs.replace(old, new)
-        table.append(Row((ours,), (theirs,), change))
+        table.append(Row((ours,), (theirs,), changes.get(ours)))
     return tuple(table)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The way a library names and arranges the weights of a backbone.
-
-    Attributes:
-        name: What the layout is called on the command line and in reports.
-        rows: The table. Of two rows with the same name, the first one counts.
-        otherwise: Rows for models that have another tensor in place of the one in `rows`.
-        present: Regular expressions that each match at least one name of such a file.
-        absent: Regular expressions that match none.
-        heads: Regular expressions for names outside the backbone.
-        container: Key under which the library's files keep the weights; `None` if they are at the top.
-        family: The `checkpoint_family` of the backbones these weights are for.
-        writable: Whether files can be converted to this layout.
-    """
+    """The way a library names and arranges the weights of a backbone."""
 
     name: str
-    rows: tuple[Row, ...]
-    otherwise: tuple[Row, ...] = ()
-    present: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
-    container: str | None = None
-    family: str = 'v2'
-    writable: bool = True
+    rows: tuple[Row, ...]  # of two rows with the same name, the first one counts
+    otherwise: tuple[Row, ...] = ()  # for models with another tensor in place of one in `rows`
+    present: tuple[str, ...] = ()  # regular expressions that each match a name of such a file
+    container: str | None = None  # the key under which the library's files keep the weights
+    family: str = 'v2'  # the `checkpoint_family` of the backbones these weights are for
 
     def their_name(self, ours: str) -> str:
         """Return their name of something that has a row of its own."""
@@ -86,24 +71,16 @@ class Layout:
 
     def matches(self, names: Collection[str]) -> bool:
         """Return whether `names` are those of a file in this layout."""
-        found = [any(re.search(mark, name) for name in names) for mark in self.present]
-        return all(found) and not any(re.search(mark, name) for mark in self.absent for name in names)
+        return all(any(re.search(mark, name) for name in names) for mark in self.present)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to make one tensor from tensors of the other layout.
+    """How to make one tensor from tensors of the other layout."""
 
-    Attributes:
-        sources: Names to concatenate along the first axis; `None` for zeros.
-        index: The part of the result that the tensor is.
-        num_parts: The number of equal parts that the result is cut into.
-        change: Function of the result.
-    """
-
-    sources: Names
-    index: int
-    num_parts: int
+    sources: Names  # to concatenate along the first axis; `None` for zeros
+    index: int  # the part of the result that the tensor is
+    num_parts: int  # number of equal parts that the result is cut into
     change: Change | None
 
     @property
@@ -121,32 +98,21 @@ class Recipe:
         try:
             if len(self.sources) > 1:
                 zeros = torch.zeros_like(like)
-                joined = torch.cat([zeros if name is None else state[name] for name in self.sources])
+                joined = torch.cat(
+                    [zeros if name is None else state[name] for name in self.sources]
+                )
             if self.num_parts > 1:
                 joined = joined.unflatten(0, (self.num_parts, -1))[self.index]
             return joined if self.change is None else self.change(joined)
         except (RuntimeError, IndexError) as error:
-            raise ValueError(f'{", ".join(self.names)} of shape {tuple(like.shape)}: {error}') from error
-
-
-@dataclass
-class Translation:
-    """The names of a file in the other layout.
-
-    Attributes:
-        recipes: For each name of the other layout, how to make it.
-        unknown: Names without a row.
-        incomplete: Names whose row lacks another part in the file, with the names that are lacking.
-    """
-
-    recipes: dict[str, Recipe] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
-    incomplete: dict[str, list[str]] = field(default_factory=dict)
+            raise ValueError(
+                f'{", ".join(self.names)} of shape {tuple(like.shape)}: {error}'
+            ) from error
 
 
 def translate(
     keys: Iterable[str], layout: Layout, to_ours: bool, wanted: Collection[str] = ()
-) -> Translation:
+) -> tuple[dict[str, Recipe], dict[str, list[str]]]:
     """Translate names by a table.
 
     Args:
@@ -154,25 +120,26 @@ def translate(
         layout: The table.
         to_ours: Whether `keys` are theirs and ours are wanted, or the other way round.
         wanted: Names of the model, which choose among the rows `otherwise`.
+
+    Returns:
+        The recipes by name in the other layout; and the names without one, with those that their row lacks.
     """
     known = dict.fromkeys(keys)
     found = _expand(layout, known, to_ours, wanted)
-    result = Translation()
+    recipes, unknown = {}, {}
     for key in known:
         module, dot, last = (key, '', '') if key in found else key.rpartition('.')
-        if module not in found:
-            result.unknown.append(key)
-            continue
         leaf = dot + last
-        sources, targets, change = found[module]
+        sources, targets, change = found.get(module, ((), (), None))
         names = tuple(name and name + leaf for name in sources)
-        if lacking := [name for name in names if name is not None and name not in known]:
-            result.incomplete[key] = lacking
+        lacking = [name for name in names if name is not None and name not in known]
+        if lacking or not names:
+            unknown[key] = lacking
             continue
         for index, target in enumerate(targets):
             if target is not None:
-                result.recipes[target + leaf] = Recipe(names, index, len(targets), change)
-    return result
+                recipes[target + leaf] = Recipe(names, index, len(targets), change)
+    return recipes, unknown
 
 
 def _expand(
@@ -191,7 +158,9 @@ def _expand(
         sides = (row.theirs, row.ours) if to_ours else (row.ours, row.theirs)
         change = row.change and row.change[0 if to_ours else 1]
         for place in places:
-            sources, targets = (tuple(name and fill(name, *place) for name in side) for side in sides)
+            sources, targets = (
+                tuple(name and fill(name, *place) for name in side) for side in sides
+            )
             for name in sources:
                 if name is not None and (name not in found or any(to in wanted for to in targets)):
                     found[name] = (sources, targets, change)
@@ -201,8 +170,3 @@ def _expand(
 def fill(name: str, stage: int = 0, block: int = 0) -> str:
     """Put numbers into a name of a table."""
     return name.format(s=stage, b=block, next=stage + 1, body=2 * stage + 1, down=2 * stage + 2)
-
-
-def matches_any(patterns: Iterable[str], key: str) -> bool:
-    """Return whether a regular expression matches the beginning of `key`."""
-    return any(re.match(pattern, key) for pattern in patterns)

@@ -6,7 +6,6 @@ were fine-tuned at a larger window (`window12to16`), that is the first window, n
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,24 +20,18 @@ from swinv2_mm.checkpoints.table import Layout, fill
 
 Pair = tuple[int, int]
 Configured = tuple[Pair, ...] | Literal['auto']
-_PATCH = 4
-_ATTENTION = 'layers.{s}.blocks.{b}.attn.'
+_PATCH, _NUM_STAGES = 4, 4
+_LOGIT_SCALE = 'layers.{s}.blocks.{b}.attn.logit_scale'
 _NAME = re.compile(r'window(\d+)(?:to\d+)?[_-](\d+)(?:to\d+)?')
 
 
 @dataclass(frozen=True)
 class SourceWindows:
-    """The windows by which the coordinates of the position bias were divided in training.
+    """The windows by which the coordinates of the position bias were divided in training."""
 
-    Attributes:
-        windows: `(height, width)` in tokens, one per stage.
-        evidence: Where they were read, for messages.
-        is_certain: Whether they were read from the weights, not from the name of a file.
-    """
-
-    windows: tuple[Pair, ...]
-    evidence: str
-    is_certain: bool = True
+    windows: tuple[Pair, ...]  # `(height, width)` in tokens, one per stage
+    evidence: str  # where they were read, for messages
+    is_certain: bool = True  # read from the weights, not from the name of a file
 
     def __str__(self) -> str:
         return f'{describe_windows(self.windows)} ({self.evidence})'
@@ -50,55 +43,33 @@ def describe_windows(windows: Sequence[Pair]) -> str:
 
 
 def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows | None:
-    """Read the windows from the tables in a state dict without prefix; return `None` if it has none.
-
-    Raises:
-        CheckpointError: If a table is damaged.
-    """
+    """Read the windows from the tables in a state dict without prefix; return `None` if it has none."""
     if WINDOWS_KEY in state:
         return SourceWindows(as_pairs(state[WINDOWS_KEY]), f'its {WINDOWS_KEY}')
     # The tables have the prefix of the temperature, which all layouts call the same.
-    scale = layout.their_name(_ATTENTION + 'logit_scale')
-    beside = scale.removesuffix('logit_scale')
+    scale = layout.their_name(_LOGIT_SCALE)
     windows: list[Pair] = []
-    evidence = ''
-    while fill(scale, len(windows)) in state:
-        attention = fill(beside, len(windows))
-        coords = state.get(attention + 'relative_coords_table')
-        index = state.get(attention + 'relative_position_index')
-        if coords is not None:
-            windows.append(_window_of_coords(coords))
-            evidence = 'its relative_coords_table'
-        elif index is not None:
-            windows.append(_window_of_index(index))
-            evidence = 'its relative_position_index'
-        else:
+    while (name := fill(scale, len(windows))) in state:
+        table = state.get(name.removesuffix('logit_scale') + 'relative_coords_table')
+        if table is None:
             return None
-    return SourceWindows(tuple(windows), evidence) if windows else None
+        windows.append(_window_of_coords(table))
+    return SourceWindows(tuple(windows), 'its relative_coords_table') if windows else None
 
 
 def as_pairs(rows: Any) -> tuple[Pair, ...]:
-    """Return the windows of a file, a tensor `(stages, 2)` or lists from json, as pairs of integers.
-
-    Raises:
-        CheckpointError: If they are not windows.
-    """
-    if isinstance(rows, Tensor):
-        rows = rows.tolist()
-    pairs = []
-    for row in rows if isinstance(rows, (list, tuple)) else [rows]:
-        sides = row if isinstance(row, (list, tuple)) else []
-        if len(sides) != 2 or not all(map(_is_size, sides)):
-            raise CheckpointError(
-                f'{WINDOWS_KEY} of the checkpoint is {str(rows)[:80]}: expected (height, width) in tokens per stage'
-            )
-        pairs.append((int(sides[0]), int(sides[1])))
-    return tuple(pairs)
-
-
-def _is_size(side: Any) -> bool:
-    # Files converted to half precision as a whole have floats here.
-    return isinstance(side, (int, float)) and side >= 1 and float(side).is_integer()
+    """Return the windows of a file, a tensor `(stages, 2)` or lists from json, as pairs of integers."""
+    stated = rows.tolist() if isinstance(rows, Tensor) else rows
+    try:
+        pairs = tuple((int(height), int(width)) for height, width in stated)
+        # Files converted to half precision as a whole have floats here.
+        if pairs == tuple(map(tuple, stated)) and min(map(min, pairs)) > 0:
+            return pairs
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise CheckpointError(
+        f'{WINDOWS_KEY} of the checkpoint is {str(stated)[:80]}: expected (height, width) in tokens per stage'
+    )
 
 
 def _window_of_coords(table: Tensor) -> Pair:
@@ -112,71 +83,46 @@ def _window_of_coords(table: Tensor) -> Pair:
     for axis in (0, 1):
         extent = (table.shape[1 + axis] + 1) // 2
         # sign(x) log2(|x| + 1) / log2(8) at x = 8 (W - 1) / (P - 1)
-        largest = float(table[..., axis].max())
-        scaled = 8**largest - 1 if largest < 100 else math.inf
-        divisor = 8 * (extent - 1) / scaled if math.isfinite(scaled) and scaled > 0 else 0.0
-        normalised = round(divisor)
+        scaled = 8 ** table[..., axis].max().double() - 1
+        divisor = float(8 * (extent - 1) / scaled)
         # A window of 1 has no extent, and a table of another convention gives no whole number.
-        plausible = extent > 1 and normalised >= 1 and abs(divisor - normalised) < 0.01 * normalised
-        pair.append(normalised + 1 if plausible else extent)
+        plausible = 0.5 < divisor < 1e4 and abs(divisor - round(divisor)) < 0.01 * divisor
+        pair.append(round(divisor) + 1 if plausible else extent)
     return pair[0], pair[1]
 
 
-def _window_of_index(index: Tensor) -> Pair:
-    """Solve an index of token pairs, `(N, N)` or `(N * N,)` with N = Wh * Ww, for height and width.
-
-    A window of N x 1 tokens has the same index as one of 1 x N, which is returned.
-    """
-    flat = index.reshape(-1).tolist()
-    num_tokens = math.isqrt(len(flat))
-    for height in range(1, num_tokens + 1):
-        width = num_tokens // height
-        if (height * width) ** 2 != len(flat):
-            continue
-        # The first token relative to itself, and the last one of its row. Wider windows are tried first, since a
-        # narrower one fits the beginning of a row as well.
-        itself = (height - 1) * (2 * width - 1) + width - 1
-        if flat[0] == itself and flat[width - 1] == itself - (width - 1):
-            return height, width
-    raise CheckpointError(
-        f'relative_position_index of shape {tuple(index.shape)} belongs to no window'
-    )
-
-
-def windows_of_name(name: str, num_stages: int = 4) -> SourceWindows | None:
+def windows_of_name(name: str) -> SourceWindows | None:
     """Read the windows from a name such as `swinv2_base_patch4_window12to16_192to256_22kto1k_ft`.
 
-    The first numbers are those of the pre-training. The window of a stage is at most its map. If the second number
-    cannot be the side of an image, as in `my_window8_2`, return `None`.
+    The first numbers are those of the pre-training. If the second one cannot be the side of an image, as in
+    `my_window8_2`, return `None`.
     """
     match = _NAME.search(name)
     if match is None:
         return None
     window, image = int(match[1]), int(match[2])
-    if not window or not image or image % (_PATCH * 2 ** (num_stages - 1)):
+    if not window or not image or image % (_PATCH * 2 ** (_NUM_STAGES - 1)):
         return None
-    return SourceWindows(_fit(window, image, _PATCH, num_stages), f'the name {name}', False)
+    return SourceWindows(_fit(window, image, _PATCH), f'the name {name}', False)
 
 
-def windows_of_config(config: Mapping[str, Any], num_stages: int = 4) -> SourceWindows | None:
+def windows_of_config(config: Mapping[str, Any]) -> SourceWindows | None:
     """Read the windows from the `config.json` of a model of transformers or timm."""
     named = config.get('architecture')  # timm
     if isinstance(named, str):
-        return windows_of_name(named, num_stages)
+        return windows_of_name(named)
     try:
-        window, image, patch = (
-            int(config[key]) for key in ('window_size', 'image_size', 'patch_size')
-        )
-        fitted = _fit(window, image, patch, num_stages)
+        fitted = _fit(*(int(config[key]) for key in ('window_size', 'image_size', 'patch_size')))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    trained = config.get('pretrained_window_sizes') or [0] * num_stages
+    trained = config.get('pretrained_window_sizes') or [0] * _NUM_STAGES
     windows = [[size, size] if size else list(pair) for size, pair in zip(trained, fitted)]
     return SourceWindows(as_pairs(windows), 'its config.json')
 
 
-def _fit(window: int, image: int, patch: int, num_stages: int) -> tuple[Pair, ...]:
-    sizes = (min(window, image // patch // 2**stage) for stage in range(num_stages))
+def _fit(window: int, image: int, patch: int) -> tuple[Pair, ...]:
+    """Return the windows of all stages: that of a stage is at most its map."""
+    sizes = (min(window, image // patch // 2**stage) for stage in range(_NUM_STAGES))
     return tuple((size, size) for size in sizes)
 
 
@@ -194,15 +140,10 @@ def choose_windows(
 ) -> tuple[Pair, ...]:
     """Return the windows by which coordinates are divided once weights are loaded, one per entry of `own`.
 
-    Args:
-        configured: The windows of the weights in the config, 0 for the model's own.
-        own: The windows of the model, one per stage.
-        windows: The windows in the file.
-        num_stages: The number of stages that the model was built with.
-        where: Name of the file, for messages.
+    `configured` are those of the weights in the config, 0 for the model's own, and `windows` those in the file.
 
     Raises:
-        CheckpointError: If file and config contradict each other, or neither has them.
+        CheckpointError: If file and config contradict each other, or neither has them; the message names `where`.
     """
     if isinstance(configured, str):
         if windows is None:
@@ -212,8 +153,7 @@ def choose_windows(
             )
         if len(windows.windows) < num_stages:
             raise CheckpointError(
-                f'{where} was trained at windows {windows}, which are for {len(windows.windows)} stages; the model has '
-                f'{num_stages}'
+                f'{where} was trained at windows {windows}, but the model has {num_stages} stages'
             )
         return (*windows.windows, *own[len(windows.windows) :])[: len(own)]
     stated = tuple(
@@ -232,6 +172,6 @@ def choose_windows(
 def adopt_stored_windows(
     stored: Tensor, configured: Configured, own: Sequence[Pair], num_stages: int
 ) -> tuple[Pair, ...]:
-    """Return the same for a state dict of ours, which keeps the windows as a tensor `(stages, 2)`."""
+    """Return the windows of `choose_windows` for a state dict of ours, which keeps them as a tensor `(stages, 2)`."""
     windows = SourceWindows(as_pairs(stored), 'its pretrained_window_sizes')
     return choose_windows(configured, own, windows, num_stages, 'the checkpoint')

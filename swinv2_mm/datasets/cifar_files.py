@@ -18,16 +18,8 @@ CIFAR10_BATCHES = {
     'test': ('test_batch',),
 }
 CIFAR10_CLASSES = (
-    'airplane',
-    'automobile',
-    'bird',
-    'cat',
-    'deer',
-    'dog',
-    'frog',
-    'horse',
-    'ship',
-    'truck',
+    *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+    *('dog', 'frog', 'horse', 'ship', 'truck'),
 )
 _ALLOWED = {
     ('numpy', 'ndarray'),
@@ -37,7 +29,7 @@ _ALLOWED = {
     ('numpy._core.numeric', '_frombuffer'),  # numpy 2 writes protocol 5 so
     ('_codecs', 'encode'),
 }
-"""What an array in a pickle needs, and no more: nothing that could run code."""
+"""What an array in a pickle needs; none of it can run code from the file."""
 
 
 def cifar10_batches(root: str | Path, split: str) -> list[Path]:
@@ -52,39 +44,28 @@ def cifar10_batches(root: str | Path, split: str) -> list[Path]:
 
 
 def read_batch(path: str | Path) -> tuple[np.ndarray, list[int]]:
-    """Read one batch, without running anything that the file may contain.
-
-    Args:
-        path: A file of CIFAR-10's Python version.
+    """Read one batch, without running code from the file.
 
     Returns:
         Pictures `(N, 32, 32, 3)`, RGB, uint8, and their labels, N numbers of 0 to 9.
 
     Raises:
-        ImageSetError: If the file is something else, or damaged.
+        ImageSetError: If the file is not a batch of CIFAR-10, or damaged.
         FileNotFoundError: If it is not there.
     """
     with open(path, 'rb') as file:
         try:
             batch = _ArraysOnly(file, encoding='latin1').load()
+            # The official files were written by Python 2; own ones may have bytes for keys.
+            batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
+            data, labels = np.asarray(batch['data']), np.asarray(batch['labels'])
+            pictures = data.reshape(*labels.shape, 3, 32, 32).transpose(0, 2, 3, 1)
+            if data.dtype != np.uint8 or not np.isin(labels, range(len(CIFAR10_CLASSES))).all():
+                raise ValueError('expected bytes of 32 x 32 pictures and labels of 0 to 9')
         except Exception as error:  # a damaged pickle fails in any way
             raise ImageSetError(
                 f'{path} is not a batch of CIFAR-10, or is damaged: {error}. Unpack {CIFAR10_URL} again'
             ) from error
-    # The official files were written by Python 2; own ones may have bytes for keys.
-    batch = {_text(key): value for key, value in batch.items()} if isinstance(batch, dict) else {}
-    data, labels = np.asarray(batch.get('data', ())), np.asarray(batch.get('labels', ()))
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
-        raise ImageSetError(
-            f'{path} has data of shape {data.shape} and type {data.dtype}: '
-            'expected (N, 3072) bytes, the red, green and blue plane of 32 x 32 pictures'
-        )
-    if labels.shape != data.shape[:1] or not np.isin(labels, range(len(CIFAR10_CLASSES))).all():
-        raise ImageSetError(
-            f'{path} has labels of shape {labels.shape} for {len(data)} pictures: '
-            f'expected one number of 0 to {len(CIFAR10_CLASSES) - 1} for each'
-        )
-    pictures = data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pictures), labels.tolist()
 
 
@@ -97,7 +78,3 @@ class _ArraysOnly(pickle.Unpickler):
         if module == 'numpy.core.multiarray' and hasattr(np, '_core'):
             module = 'numpy._core.multiarray'  # its name since numpy 2
         return super().find_class(module, name)
-
-
-def _text(key: Any) -> Any:
-    return key.decode() if isinstance(key, bytes) else key

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmengine import dist
 from mmpretrain.datasets import CIFAR10, CustomDataset
 from mmpretrain.datasets.utils import download_and_extract_archive
 
-from swinv2_mm.datasets.cifar_files import CIFAR10_CLASSES, cifar10_batches, read_batch
+from swinv2_mm.datasets.cifar_files import cifar10_batches, read_batch
 from swinv2_mm.datasets.errors import ImageSetError
 from swinv2_mm.datasets.places_files import find_places365, read_categories, read_listing
 from swinv2_mm.registry import DATASETS
@@ -34,8 +33,6 @@ class LocalCIFAR10(CIFAR10):
         ImageSetError: If a file is damaged, or the download fails.
     """
 
-    METAINFO = {'classes': CIFAR10_CLASSES}
-
     def __init__(
         self, data_root: str, split: str = 'train', download: bool = False, **options: Any
     ) -> None:
@@ -46,22 +43,22 @@ class LocalCIFAR10(CIFAR10):
         root = self.data_prefix['root']
         paths = cifar10_batches(root, self.split)
         if self.download and dist.is_main_process() and not all(path.is_file() for path in paths):
-            self._fetch(root)
+            try:
+                Path(root).mkdir(parents=True, exist_ok=True)
+                download_and_extract_archive(
+                    self.url, root, filename=self.filename, md5=self.tgz_md5
+                )
+            except (OSError, RuntimeError) as error:
+                raise ImageSetError(
+                    f'CIFAR-10 cannot be downloaded to {root} ({error}): unpack {self.url} there by hand'
+                ) from error
         dist.barrier()
         batches = [read_batch(path) for path in paths]
-        images = np.concatenate([pictures for pictures, _ in batches])
-        labels = [label for _, batch in batches for label in batch]
-        return [{'img': image, 'gt_label': label} for image, label in zip(images, labels)]
-
-    def _fetch(self, root: str) -> None:
-        """Download and unpack the official archive."""
-        try:
-            Path(root).mkdir(parents=True, exist_ok=True)
-            download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
-        except (OSError, RuntimeError) as error:
-            raise ImageSetError(
-                f'CIFAR-10 cannot be downloaded to {root} ({error}): unpack {self.url} there by hand'
-            ) from error
+        return [
+            {'img': image, 'gt_label': label}
+            for images, labels in batches
+            for image, label in zip(images, labels)
+        ]
 
 
 @DATASETS.register_module()

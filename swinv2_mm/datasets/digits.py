@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from swinv2_mm.datasets.staging import is_empty, staged, write_png
 
 DIGIT_SPLITS = {'train': 1437, 'val': 360}
 """Pictures of each split."""
@@ -40,27 +40,29 @@ def write_digits(root: str | os.PathLike[str]) -> bool:
         OSError: If `root` cannot be written.
     """
     folder = Path(root)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_empty(folder):
         if _is_complete(folder):
             return False
         raise FileExistsError(
             f'{str(folder)!r} holds something else than the whole set of digits; it was left alone. '
             'Give an empty or a new folder, or delete this one'
         )
-    pictures, digits = _load()
-    splits = _split(digits)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'.{folder.name}.', dir=folder.parent) as temporary:
-        for split, numbers in splits.items():
-            for digit in _DIGITS:
-                (Path(temporary) / split / digit).mkdir(parents=True)
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    found = load_digits()
+    splits = train_test_split(
+        np.arange(len(found.target)),
+        train_size=DIGIT_SPLITS['train'],
+        test_size=DIGIT_SPLITS['val'],
+        stratify=found.target,
+        random_state=_SEED,
+    )
+    with staged(folder) as new:
+        for split, numbers in zip(DIGIT_SPLITS, splits):
             for number in numbers:
-                path = Path(temporary) / split / str(digits[number]) / f'{number:04d}.png'
-                if not cv2.imwrite(str(path), enlarge(pictures[number])):
-                    raise OSError(f'cannot write {path}')
-        folder.mkdir(exist_ok=True)
-        for split in splits:
-            shutil.move(Path(temporary) / split, folder / split)
+                path = new / split / str(found.target[number]) / f'{number:04d}.png'
+                write_png(path, enlarge(found.images[number]))
     return True
 
 
@@ -69,36 +71,6 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
     grey = (picture * (255 / 16)).astype(np.float32)
     large = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     return np.rint(large).clip(0, 255).astype(np.uint8)
-
-
-def _load() -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures `(1797, 8, 8)` and digits `(1797,)` of scikit-learn's set."""
-    try:
-        from sklearn.datasets import load_digits
-    except ModuleNotFoundError as error:
-        if error.name != 'sklearn':
-            raise
-        raise ModuleNotFoundError(
-            'the digits come with scikit-learn, which is not installed: '
-            "pip install -c constraints.txt '.[classification]'",
-            name=error.name,
-        ) from error
-    found = load_digits()
-    return found.images, found.target
-
-
-def _split(digits: np.ndarray) -> dict[str, list[int]]:
-    """Return the numbers of the pictures of each split, each digit in the same share."""
-    from sklearn.model_selection import train_test_split
-
-    train, val = train_test_split(
-        np.arange(len(digits)),
-        train_size=DIGIT_SPLITS['train'],
-        test_size=DIGIT_SPLITS['val'],
-        stratify=digits,
-        random_state=_SEED,
-    )
-    return {'train': sorted(train.tolist()), 'val': sorted(val.tolist())}
 
 
 def _is_complete(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The shapes themselves: corners on a fine grid, and how much of every pixel a shape covers."""
+"""The shapes of the generated set: their corners on a fine grid, and the share of each pixel that a shape covers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REACH: dict[str, tuple[float, list[float]]] = {
     'triangle': (-math.pi / 2, [1.25] * 3),
     'star': (-math.pi / 2, [1.2, 0.55] * 5),
 }
-"""Where the first corner of an upright shape is, and how far all corners are from the centre, in radii, at equal
+"""Angle of the first corner of an upright shape, and the distance of all corners from the centre, in radii, at equal
 angles: shapes of one radius look equally large."""
 
 
@@ -43,15 +43,14 @@ class Outline:
     angle: float
 
     @property
-    def origin(self) -> tuple[int, int]:
-        """Row and column, in pixels, of the top left pixel of the window that holds the shape and its shadow."""
-        half = self.window // 2
-        return self.y // GRID - half, self.x // GRID - half
-
-    @property
     def window(self) -> int:
-        """Side of that window, in pixels."""
+        """Side of the window, in pixels, that holds the shape and its shadow; the centre is in its middle."""
         return 2 * (self.radius * 4 // (3 * GRID) + 2) + 1
+
+    def crop(self, canvas: np.ndarray, margin: int) -> np.ndarray:
+        """Return the view of the window in an image to which `margin` pixels were added on each side."""
+        top, left = (centre // GRID - self.window // 2 + margin for centre in (self.y, self.x))
+        return canvas[top : top + self.window, left : left + self.window]
 
     def coverage(self, shrink: int = 0, shift: int = 0) -> np.ndarray:
         """Rasterise the shape.
@@ -63,34 +62,13 @@ class Outline:
         Returns:
             (window, window) int32 array, 0 (outside) to 64 (wholly covered).
         """
-        row, column = self.origin
         first, reach = _REACH[SHAPE_CLASSES[self.label - 1]]
-        corners = []
-        for i, distance in enumerate(reach):
-            angle = first + self.angle + 2 * math.pi * i / len(reach)
-            length = (self.radius - shrink) * distance
-            corners.append(
-                (
-                    self.x + shift - column * GRID + round(length * math.cos(angle)),
-                    self.y + shift - row * GRID + round(length * math.sin(angle)),
-                )
-            )
+        angles = first + self.angle + 2 * math.pi * np.arange(len(reach)) / len(reach)
+        length = (self.radius - shrink) * np.array(reach)
+        corners = np.rint(length * [np.cos(angles), np.sin(angles)]).astype(np.int32).T
+        centre = self.window // 2 * GRID + shift + np.array([self.x % GRID, self.y % GRID])
         fine = np.zeros((self.window * GRID, self.window * GRID), np.uint8)
-        cv2.fillPoly(fine, [np.array(corners, np.int32)], GRID * GRID)
+        cv2.fillPoly(fine, [(corners + centre).astype(np.int32)], GRID * GRID)
         # The mean of 64 cells that are 0 or 64 is the number of cells set: a whole number, whatever the arithmetic.
         coarse = cv2.resize(fine, (self.window, self.window), interpolation=cv2.INTER_AREA)
         return coarse.astype(np.int32)
-
-    def overlap(self, height: int, width: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where the window lies on an image of ``height`` x ``width`` pixels.
-
-        Returns:
-            Slices into the image, and slices into the window, of the part they share.
-        """
-        row, column = self.origin
-        image, window = [], []
-        for start, size in ((row, height), (column, width)):
-            low, high = max(start, 0), min(start + self.window, size)
-            image.append(slice(low, high))
-            window.append(slice(low - start, high - start))
-        return (image[0], image[1]), (window[0], window[1])

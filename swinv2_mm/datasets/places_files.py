@@ -24,25 +24,17 @@ PLACES365_URL = 'http://data.csail.mit.edu/places/places365/places365standard_ea
 
 @dataclass(frozen=True)
 class PlacesSplit:
-    """Where a split is.
-
-    Attributes:
-        images: Folder of the pictures.
-        listing: File with `path label` lines relative to it; None if each class has a folder of its own.
-        categories: File with the names of the classes that belongs to the list, if there is one.
-    """
+    """Where a split is."""
 
     images: Path
     listing: Path | None = None
+    """File with `path label` lines relative to `images`; None if each class has a folder of its own."""
     categories: Path | None = None
+    """File with the names of the classes, if there is one beside the list."""
 
 
 def find_places365(root: str | Path, split: str) -> PlacesSplit:
-    """Find a split of Places365.
-
-    Args:
-        root: Folder of the set.
-        split: `'train'` or `'val'`.
+    """Find the split `'train'` or `'val'` of Places365 in the folder `root`.
 
     Raises:
         ValueError: If there is no such split.
@@ -75,8 +67,7 @@ def read_listing(path: str | Path) -> list[tuple[str, int]]:
     """Read a list of files.
 
     Returns:
-        Path and label of each picture; the path without the slash that the official list of the training set begins
-        each with.
+        Path and label of each picture, without the slash before each path of the official training list.
 
     Raises:
         ImageSetError: If a line is not `path label`, or there is none.

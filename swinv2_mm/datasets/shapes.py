@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,13 @@ import numpy as np
 from swinv2_mm.datasets.outlines import SHAPE_CLASSES
 from swinv2_mm.datasets.polygons import mask_to_polygons
 from swinv2_mm.datasets.shape_scene import Scene, draw_scene
+from swinv2_mm.datasets.staging import is_empty, staged, write_png
 
 _VERSION = 1
 """Raise it when the same parameters draw other pictures: sets written before are then written again."""
 _META = 'meta.json'
 _SPLITS = ('training', 'validation')
-_MIN_SIDE = 32
+_KINDS = ('images', 'annotations')
 
 
 def generate_shapes(
@@ -38,11 +37,11 @@ def generate_shapes(
         images/{training,validation}/shape_00000.png       the pictures
         annotations/{training,validation}/shape_00000.png  labels: 0 background, 1..4 the classes of `SHAPE_CLASSES`
         annotations/instances_{training,validation}.json   COCO instances: polygons of the visible part, tight boxes
-        meta.json                                          the parameters; says so when the set is complete
+        meta.json                                          the parameters
 
     A picture depends only on the seed, its split and its number, so a larger set begins with the pictures of a smaller
     one, and no picture of the training set is in the validation set. Both annotations describe the same pixels exactly.
-    A run that was cut short, or that had other parameters, is written again.
+    A set that lacks a file, or that has other parameters, is written again.
 
     Args:
         root: Folder of the set; made if need be.
@@ -55,78 +54,44 @@ def generate_shapes(
         True if the set was written, False if a complete one with these parameters was there.
 
     Raises:
-        TypeError: If a number is not an int, or ``image_size`` is not a pair.
         ValueError: If a number is too small.
-        FileExistsError: If ``root`` holds files that are not a set of shapes; they are left alone.
-        OSError: If ``root`` cannot be written.
+        FileExistsError: If `root` holds files that are not a set of shapes; they are left alone.
+        OSError: If `root` cannot be written.
     """
-    parameters = _check(num_train, num_val, image_size, seed)
-    folder = Path(root)
-    with _plain_errors(folder):
-        state = _read_meta(folder)
-        if state == {**parameters, 'complete': True} and _all_there(folder, parameters):
-            return False
-        _write_set(folder, parameters)
-    return True
-
-
-def _check(num_train: int, num_val: int, image_size: tuple[int, int], seed: int) -> dict[str, Any]:
-    if not isinstance(image_size, (tuple, list)) or len(image_size) != 2:
-        raise TypeError(f'image_size must be a pair (height, width) in pixels, got {image_size!r}')
+    height, width = image_size
     for name, value, least in (
         ('num_train', num_train, 1),
         ('num_val', num_val, 1),
-        ('image_size[0] (height)', image_size[0], _MIN_SIDE),
-        ('image_size[1] (width)', image_size[1], _MIN_SIDE),
+        ('image_size[0] (height)', height, 32),
+        ('image_size[1] (width)', width, 32),
         ('seed', seed, 0),
     ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(
-                f'{name} must be a whole number, got {value!r} of type {type(value).__name__}'
-            )
         if value < least:
             raise ValueError(f'{name} must be at least {least}, got {value}')
-    return {
+    meta = {
         'generator': 'swinv2_mm shapes',
         'version': _VERSION,
         'training': num_train,
         'validation': num_val,
-        'image_size': list(image_size),
+        'image_size': [height, width],
         'seed': seed,
+        'complete': True,
     }
+    folder = Path(root)
+    if not is_empty(folder) and _read_meta(folder) == meta and _all_there(folder, meta):
+        return False
+    with staged(folder) as new:
+        for number in range(len(_SPLITS)):
+            _write_split(new, number, meta)
+        _write_json(new / _META, meta)
+    return True
 
 
-@contextmanager
-def _plain_errors(folder: Path) -> Iterator[None]:
-    """Add to errors of the file system where the data were to be written, and what to do."""
-    try:
-        yield
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise type(error)(
-            f'cannot write the generated shapes to {str(folder)!r} ({error.strerror or error}); '
-            'choose a folder that can be written and has room, about 25 KB for a picture'
-        ) from error
-
-
-def _read_meta(folder: Path) -> dict[str, Any] | None:
-    """Return what is in ``folder``: the parameters of a set, complete or not, or None if nothing is there yet.
-
-    Raises:
-        FileExistsError: If something else is there.
-    """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise FileExistsError(f'{str(folder)!r} is a file; give a folder for the generated shapes')
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Return the parameters of the set in `folder`; raise FileExistsError if something else is there."""
     try:
         meta = json.loads((folder / _META).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        if not any(folder.iterdir()):
-            return None
-        meta = None
-    except ValueError:
+    except (FileNotFoundError, ValueError):
         meta = None
     if not isinstance(meta, dict) or meta.get('generator') != 'swinv2_mm shapes':
         raise FileExistsError(
@@ -140,47 +105,25 @@ def _names(count: int) -> list[str]:
     return [f'shape_{index:05d}.png' for index in range(count)]
 
 
-def _all_there(folder: Path, parameters: dict[str, Any]) -> bool:
-    for split in _SPLITS:
-        names = set(_names(parameters[split]))
-        for kind in ('images', 'annotations'):
-            place = folder / kind / split
-            if not place.is_dir() or not names <= set(os.listdir(place)):
-                return False
-        if not (folder / 'annotations' / f'instances_{split}.json').is_file():
-            return False
-    return True
+def _all_there(folder: Path, meta: dict[str, Any]) -> bool:
+    return all(
+        (folder / 'annotations' / f'instances_{split}.json').is_file()
+        and all(
+            (folder / k / split / name).is_file() for k in _KINDS for name in _names(meta[split])
+        )
+        for split in _SPLITS
+    )
 
 
-def _write_set(folder: Path, parameters: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    # Every file appears under its name only once it is whole, so two processes that write the same set do no harm.
-    _write(folder, _META, _to_json({**parameters, 'complete': False}))
-    for number, split in enumerate(_SPLITS):
-        names = _names(parameters[split])
-        for kind in ('images', 'annotations'):
-            place = folder / kind / split
-            place.mkdir(parents=True, exist_ok=True)
-            for left_over in set(os.listdir(place)) - set(names):
-                if left_over.startswith('shape_'):
-                    (place / left_over).unlink(missing_ok=True)
-        _write_split(folder, split, number, names, parameters)
-    _write(folder, _META, _to_json({**parameters, 'complete': True}))
-
-
-def _write_split(
-    folder: Path, split: str, number: int, names: list[str], parameters: dict[str, Any]
-) -> None:
-    height, width = parameters['image_size']
+def _write_split(folder: Path, number: int, meta: dict[str, Any]) -> None:
+    split, (height, width) = _SPLITS[number], meta['image_size']
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for index, name in enumerate(names):
-        scene = draw_scene(
-            np.random.default_rng([parameters['seed'], number, index]), height, width
-        )
+    for index, name in enumerate(_names(meta[split])):
+        scene = draw_scene(np.random.default_rng([meta['seed'], number, index]), height, width)
         labels = np.array((0, *scene.labels), np.uint8)[scene.owners]
-        _write(folder / 'images' / split, name, _to_png(scene.image[..., ::-1]))
-        _write(folder / 'annotations' / split, name, _to_png(labels))
+        for kind, pixels in zip(_KINDS, (scene.image[..., ::-1], labels)):
+            write_png(folder / kind / split / name, pixels)
         images.append({'id': index + 1, 'file_name': name, 'height': height, 'width': width})
         for instance in _instances(scene):
             annotations.append({'id': len(annotations) + 1, 'image_id': index + 1, **instance})
@@ -194,41 +137,20 @@ def _write_split(
             for label, name in enumerate(SHAPE_CLASSES, start=1)
         ],
     }
-    _write(folder / 'annotations', f'instances_{split}.json', _to_json(coco))
+    _write_json(folder / 'annotations' / f'instances_{split}.json', coco)
 
 
 def _instances(scene: Scene) -> Iterator[dict[str, Any]]:
     for owner, label in enumerate(scene.labels, start=1):
         mask = scene.owners == owner
-        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-        left, top = int(columns[0]), int(rows[0])
         yield {
             'category_id': label,
-            'bbox': [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top],
+            'bbox': list(cv2.boundingRect(mask.astype(np.uint8))),
             'area': int(mask.sum()),
             'iscrowd': 0,
             'segmentation': mask_to_polygons(mask),
         }
 
 
-def _to_png(pixels: np.ndarray) -> bytes:
-    done, encoded = cv2.imencode('.png', pixels)
-    if not done:
-        raise OSError(f'OpenCV could not encode a picture of shape {pixels.shape} as PNG')
-    return encoded.tobytes()
-
-
-def _to_json(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, separators=(',', ':')) + '\n').encode()
-
-
-def _write(folder: Path, name: str, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f'.{name}.', dir=folder)
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / name)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, separators=(',', ':')) + '\n', encoding='utf-8')

@@ -8,12 +8,10 @@ Lengths inside this file are in units of 1/64 pixel where a name ends in ``64``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
-
-Colour = tuple[int, int, int]
 
 _DIRECTIONS = 16
 """Number of directions a pattern can lie in; each is a vector of length 64."""
@@ -79,17 +77,11 @@ def _clouds(rng: np.random.Generator, height: int, width: int, pitch: int) -> np
     return total // 3
 
 
-_PATTERNS: tuple[Callable[[np.random.Generator, int, int, int], np.ndarray], ...] = (
-    _gradient,
-    _stripes,
-    _checks,
-    _dots,
-    _clouds,
-)
+_PATTERNS = (_gradient, _stripes, _checks, _dots, _clouds)
 
 
 def draw_texture(
-    rng: np.random.Generator, height: int, width: int, pitch: int, colours: tuple[Colour, Colour]
+    rng: np.random.Generator, height: int, width: int, pitch: int, colours: tuple[Any, Any]
 ) -> np.ndarray:
     """Draw a random pattern in two colours.
 

@@ -15,7 +15,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 from torch import distributed
 
+from swinv2_mm.engine.console import warn
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.ops.private import has_all_threads
 
 _RANKS = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 """Variables in which the launchers pytorch, slurm and mpi tell a process its number."""
@@ -73,6 +75,12 @@ def use_device(name: str, launcher: str) -> torch.device:
     mmengine.device.utils.DEVICE = device.type
     if device.index is not None and device.type != 'mps':
         torch.get_device_module(device.type).set_device(device.index)
+    if not has_all_threads():
+        warn(
+            'torch runs on one thread: with OMP_THREAD_LIMIT, OMP_DYNAMIC or OMP_MAX_ACTIVE_LEVELS, OpenMP may start '
+            'fewer threads than torch counts on, and oneDNN then computes wrong values'
+        )
+        torch.set_num_threads(1)
     return device
 
 

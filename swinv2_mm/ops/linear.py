@@ -1,9 +1,8 @@
-"""The linear layer, on oneDNN's matrix products where those are the faster ones.
+"""Linear layer that uses the matrix products of oneDNN where they are faster.
 
-On a CPU torch takes products in fp32 to MKL, which on processors that are not Intel's keeps to three quarters of what
-AVX2 offers and to half of what AVX-512 does. oneDNN does better, by another operator on each: with AVX-512 the one that
-torch's own compiler uses for linear layers; with AVX2, where that one is no faster than MKL, its convolution with a
-kernel of one pixel.
+On a CPU torch computes fp32 products with MKL, which on processors of other vendors than Intel reaches three quarters
+of the peak of AVX2 and half the peak of AVX-512. oneDNN is faster: with AVX-512 through the operator that torch's
+compiler uses for linear layers; with AVX2, where that operator is not faster than MKL, through a 1 x 1 convolution.
 """
 
 from __future__ import annotations
@@ -15,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.execution import takes_onednn
+from swinv2_mm.ops.execution import takes_onednn
 from swinv2_mm.ops.optional import flop_registry, register_flop_formula
 from swinv2_mm.ops.private import onednn_linear
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
 _LINEAR: Any = onednn_linear()
 
-# Measured on two cores with AVX2; outside of these MKL is as fast or faster. With more input channels the convolution
-# runs at a third of its speed at some numbers of rows.
+# Measured on two cores with AVX2; outside of these limits MKL is as fast or faster. With more input channels the
+# convolution is three times slower at some numbers of rows.
 _CHANNELS = range(16, 2305)
-# oneDNN adds up the products over all channels one after the other, MKL in parts of 192. Over many channels that
-# doubles the rounding error: of no account for the maps, but gradients of the temperature are sums that cancel. In
-# parts they agree with other implementations to 1e-5; for gradients of the input larger parts do.
+# oneDNN sums over all channels sequentially, MKL in parts of 192. With many channels that doubles the rounding error:
+# negligible for feature maps, but gradients of the temperature are sums that cancel. Summed in parts they agree with
+# other implementations to 1e-5; for gradients of the input larger parts suffice.
 _CHANNELS_OF_A_PART = 192
 _CHANNELS_OF_A_GRADIENT_PART = 768
 _ROWS = 64
@@ -39,7 +38,7 @@ if _LINEAR is not None:
 
     @register_flop_formula(_LINEAR)
     def _linear_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        """For torch's flop counter: shapes `(..., C_in)` and `(C_out, C_in)`."""
+        """Return the flops of `(..., C_in)` times `(C_out, C_in)`, for torch's flop counter."""
         return 2 * math.prod(x) * weight[0]
 
 
@@ -51,20 +50,20 @@ if torch.ops.aten.mkldnn_convolution not in flop_registry:
         x: Any, weight: Any, bias: Any, padding: Any, stride: Any, dilation: Any, groups: Any,
         out_val: Any = None, **kwargs: Any,
     ) -> int:  # fmt: skip
-        """For torch's flop counter: that of `aten.convolution`."""
+        """Return the flops of `aten.convolution`, for torch's flop counter."""
         return _count(
             x, weight, bias, stride, padding, dilation, False, [0, 0], groups, out_val=out_val
         )
 
 
 def _as_map(x: Tensor) -> Tensor:
-    """Rows as pixels, channels last: `(..., H, W, C)` to `(B, C, H, W)`, anything less to a map one pixel wide."""
+    """View `(..., H, W, C)` as a map `(B, C, H, W)`, and fewer axes as a map one pixel wide."""
     x = x.reshape(1, -1, 1, x.shape[-1]) if x.dim() < 3 else x.reshape(-1, *x.shape[-3:])
     return x.permute(0, 3, 1, 2)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`(..., C_in)` times `(C_out, C_in)`, transposed."""
+    """Return `(..., C_in)` times `(C_out, C_in)`, transposed."""
     if _AVX512:
         return _LINEAR(x, weight, bias, 'none', [], '')
     if x.shape[-1] not in _CHANNELS or x.numel() < _ROWS * x.shape[-1]:
@@ -77,13 +76,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _product_in_parts(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, channels: int = _CHANNELS_OF_A_PART
 ) -> Tensor:
-    """As `_product`, with less rounding: adds up the products of so many input channels at a time."""
+    """Like `_product`, with smaller rounding errors: sum over parts of the input channels."""
     if x.shape[-1] <= channels:
         return _product(x, weight, bias)
     if not _AVX512:
         return F.linear(x, weight, bias)  # as fast as convolutions in parts
     rows, kernels = (tensor.split(channels, dim=-1) for tensor in (x, weight))
-    # oneDNN reads a transposed kernel as fast, but not one with gaps.
+    # For oneDNN a transposed kernel is as fast, but a non-contiguous one is not.
     kernels = [part if part.t().is_contiguous() else part.contiguous() for part in kernels]
     y = _product(rows[0], kernels[0], bias)
     for row, kernel in zip(rows[1:], kernels[1:]):
@@ -92,7 +91,7 @@ def _product_in_parts(
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -> Tensor:
-    """The gradient of `x`, or else of the kernel: a map with channels last, or `(C_out, C_in, 1, 1)`."""
+    """Return the gradient of `x` (channels-last map) or of the kernel, `(C_out, C_in, 1, 1)`."""
     return torch.ops.aten.convolution_backward(
         _as_map(grad), _as_map(x), weight[:, :, None, None], None,
         (1, 1), (0, 0), (1, 1), False, (0, 0), 1, (of_x, not of_x, False),
@@ -100,7 +99,7 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, of_x: bool) -
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`(..., C_out)` times `(C_out, C_in)`."""
+    """Return `(..., C_out)` times `(C_out, C_in)`."""
     if _AVX512:
         return _product_in_parts(grad, weight.t(), channels=_CHANNELS_OF_A_GRADIENT_PART)
     if min(weight.shape) < _CHANNELS[0] or x.numel() < _ROWS_OF_INPUT_GRADIENT * x.shape[-1]:
@@ -109,9 +108,9 @@ def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """`(..., C_out)` transposed times `(..., C_in)`."""
+    """Return `(..., C_out)` transposed times `(..., C_in)`."""
     of_rows, rows = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad, x))
-    if _AVX512:  # which copies its first operand to transpose it: rather the narrower one, and what comes out
+    if _AVX512:  # the first operand is copied: pass the narrower one
         if x.shape[-1] < grad.shape[-1] < len(rows):
             return _product(rows.t(), of_rows.t()).t()
         return _product(of_rows.t(), rows.t())
@@ -131,7 +130,7 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         of_x = of_weight = of_bias = None
-        # With `create_graph=True` the gradients have gradients: plain operators, which autograd knows.
+        # With `create_graph=True`: plain operators, which autograd can differentiate.
         twice = torch.is_grad_enabled()
         if ctx.needs_input_grad[0]:
             of_x = grad @ weight if twice else _input_gradient(grad, x, weight)
@@ -144,13 +143,13 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """As `torch.nn.functional.linear`.
+    """Apply a linear transformation; see `torch.nn.functional.linear`.
 
     Args:
         x: `(..., C_in)`.
         weight: `(C_out, C_in)`.
         bias: `(C_out,)` or `None`.
-        gelu: Whether the exact GELU follows; for inference, since the product before it is not kept.
+        gelu: Whether to apply the exact GELU to the result; for inference only.
 
     Returns:
         `(..., C_out)`.

@@ -1,4 +1,4 @@
-"""A residual with a LayerNorm on its branch, in one pass over memory where a kernel of ours can run."""
+"""Residual addition of a normalised branch, in one pass over memory where a kernel can run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.execution import fuses_norm
+from swinv2_mm.ops.execution import fuses_norm
 from swinv2_mm.ops.llvm import runtime
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -> Tensor:
-    """x + norm(y).
+    """Compute x + norm(y).
 
     Args:
-        x: `(..., C)`.
-        y: The same.
-        norm: A `torch.nn.LayerNorm` over the last axis, or anything else that keeps the shape.
-        out: Where to write it: contiguous, may be `x` or `y`; `None` for a new tensor.
+        x: Residual, `(..., C)`.
+        y: Branch, `(..., C)`.
+        norm: A `torch.nn.LayerNorm` over the last axis, or another module that keeps the shape.
+        out: Contiguous output tensor, may be `x` or `y`; `None` for a new tensor.
 
     Returns:
         `out`.

@@ -1,4 +1,4 @@
-"""Packages that kernels need: if one of them is missing or broken, operators of torch run instead."""
+"""Optional packages of the kernels; operators of torch run instead if one is missing or broken."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def unusable(package: str, error: Exception) -> str:
-    """Warn once that the kernels of a package do not run; return why, in words that fit after "because"."""
+    """Warn once that the kernels of a package do not run; return why, as a clause that follows "because"."""
     reason = f'the package {package} is not installed, or cannot be imported ({error})'
     _warn_once(f"swinv2_mm runs torch's operators instead of its {package} kernels: {reason}")
     return reason
@@ -22,16 +22,10 @@ def _warn_once(message: str) -> None:
 
 try:
     from torch.utils.flop_counter import flop_registry, register_flop_formula
-except Exception as error:  # it imports Triton, and a broken package raises anything
+except Exception as error:  # it imports Triton, and a broken package can raise any error
     unusable('triton', error)
     flop_registry = {}
 
     def register_flop_formula(targets: Any, get_raw: bool = False) -> Callable[..., Any]:  # type: ignore[misc]
-        """Return the function as it is, since there is no flop counter."""
+        """Return the function unchanged, since the flop counter is not available."""
         return lambda function: function
-
-
-def assume_constant_result(function: Any) -> Any:
-    """See `torch.compiler.assume_constant_result`, which imports the compiler and Triton."""
-    function._dynamo_marked_constant = True
-    return function

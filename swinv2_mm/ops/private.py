@@ -1,4 +1,4 @@
-"""What torch and the C library offer without a public interface, each with a fallback.
+"""Non-public functions of torch and the C library, each with a fallback.
 
 Nothing else in the package calls a private function of torch or uses ctypes.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# --- what observes or changes the operators that run; if a torch cannot say, assume that something does
+# --- detection of tracing and transforms; assumed to be active if this torch cannot tell
 
 
 def is_transformed() -> bool:
@@ -40,12 +40,12 @@ def is_in_mode() -> bool:
 
 
 def is_traced() -> bool:
-    """Return whether `torch.jit.trace` or the ONNX exporter built on it is recording."""
-    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    """Return whether `torch.jit.trace` is recording, also for the ONNX exporter that is built on it."""
+    return torch.jit.is_tracing()
 
 
 def is_exported() -> bool:
-    """Return whether `torch.export` is tracing: the program must consist of operators that exist everywhere.
+    """Return whether `torch.export` is tracing: the program must not contain operators of this package.
 
     `torch.compiler.is_exporting` is also true under `torch.compile` in torch 2.7 to 2.13. Earlier versions have
     neither the function nor the flag.
@@ -62,7 +62,7 @@ def has_global_hook() -> bool:
 
 
 def is_call_observed(module: nn.Module) -> bool:
-    """Return whether calling a module does more than run `forward` of its class."""
+    """Return whether calling a module does more than run the `forward` of its class."""
     try:
         return bool(
             module._forward_hooks
@@ -76,29 +76,36 @@ def is_call_observed(module: nn.Module) -> bool:
         return True
 
 
+def assume_constant_result(function: Any) -> Any:
+    """See `torch.compiler.assume_constant_result`, which imports the compiler and Triton."""
+    function._dynamo_marked_constant = True
+    return function
+
+
 # --- operators
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context without autocast, also for devices that do not have it."""
+    """Return a context that disables autocast; also works for devices without autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Return `(B, C, H, W)` with its channels last in memory; `vmap` cannot do that, and gets `x`."""
+    """Return `(B, C, H, W)` in channels-last format, or unchanged under `vmap`, which does not support it."""
     return x if is_transformed() else x.contiguous(memory_format=torch.channels_last)
 
 
+@cache
 def onednn_linear() -> Any:
-    """Return oneDNN's `mkldnn._linear_pointwise`, the operator of torch's compiler; `None` if there is none."""
+    """Return oneDNN's `mkldnn._linear_pointwise`, which torch's compiler uses; `None` if it does not exist."""
     available = torch.backends.mkldnn.is_available()
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None) if available else None
 
 
 def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
-    """Return the gradient of what a softmax over the last axis was taken of, from that of its output `weights`."""
+    """Return the input gradient of a softmax over the last axis, from its output `weights` and output gradient."""
     return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)
 
 
@@ -107,7 +114,7 @@ def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
 
 @cache
 def _openmp() -> ctypes.CDLL | None:
-    """Return the GNU OpenMP library that torch itself uses: another one would start threads of its own."""
+    """Return the GNU OpenMP library that torch uses: another library would start its own threads."""
     places = Path(torch.__file__).parent / 'lib', Path(torch.__file__).parents[1] / 'torch.libs'
     for library in (file for place in places for file in sorted(place.glob('libgomp*'))):
         try:
@@ -119,7 +126,7 @@ def _openmp() -> ctypes.CDLL | None:
 
 @cache
 def parallel_region() -> Callable[[int, int, int, int], None] | None:
-    """Return OpenMP's entry to a parallel region: function, argument, threads, flags; `None` if there is none."""
+    """Return OpenMP's `GOMP_parallel` (function, argument, threads, flags), or `None` without GNU OpenMP."""
     function = getattr(_openmp(), 'GOMP_parallel', None)
     if function is not None:
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -128,13 +135,13 @@ def parallel_region() -> Callable[[int, int, int, int], None] | None:
 
 
 def has_all_threads() -> bool:
-    """Return whether a parallel region gets as many threads as torch counts on.
+    """Return whether a parallel region gets as many threads as torch expects.
 
-    oneDNN divides its work among `torch.get_num_threads()` threads. If OpenMP starts fewer of them, the part of the
-    missing ones is never computed.
+    oneDNN divides its work among `torch.get_num_threads()` threads. If OpenMP starts fewer, part of the work is not
+    done.
     """
     library = _openmp()
-    if library is None:  # another OpenMP: its settings come from the environment
+    if library is None:  # another OpenMP library: read the environment
         dynamic = os.environ.get('OMP_DYNAMIC', '').strip().lower() in ('1', 'true')
         limits = [
             os.environ.get('OMP_THREAD_LIMIT', ''),
@@ -156,9 +163,8 @@ def has_all_threads() -> bool:
 def keep_freed_memory() -> None:
     """Make glibc keep up to 64 MB of freed memory for the next call.
 
-    Otherwise it returns the memory to the system and requests it again, to be cleared page by page, in every call:
-    3 to 10 % of the time. It keeps twice the size of the largest block below 32 MB that was freed. This frees an
-    untouched one.
+    Otherwise every call returns the memory to the system and requests it again, which takes 3 to 10 % of the time.
+    glibc keeps twice the size of the largest freed block below 32 MB, so this function allocates and frees one.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8, device='cpu')
 
@@ -187,10 +193,9 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def limit_free_memory(most: int) -> None:
-    """Return freed memory that glibc holds to the system if it is more than `most` bytes.
+    """Return the freed memory that glibc holds to the system if it exceeds `most` bytes.
 
-    Calls at ever different sizes leave gaps in the heap that none of the next ones fits into. Without glibc 2.33 this
-    does nothing.
+    Calls of varying sizes fragment the heap. Without glibc 2.33 this does nothing.
     """
     library = _glibc()
     if library is not None and library.mallinfo2().fordblks > most:

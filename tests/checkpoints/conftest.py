@@ -1,4 +1,4 @@
-"""A backbone of a few thousand weights."""
+"""Fixtures of a small backbone and the converters."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ from swinv2_mm import SwinTransformerV2
 
 @pytest.fixture
 def nano():
-    """Builds a backbone with unequal depths, so that a mix-up of stages or blocks shows."""
+    """Build a backbone with unequal depths, to detect mixed-up stages or blocks."""
 
     def build(**options):
         arch = dict(embed_dims=8, depths=[2, 1, 3], num_heads=[1, 2, 4])
@@ -26,7 +26,7 @@ def nano():
 
 @pytest.fixture
 def run_tool(monkeypatch):
-    """Runs a converter as a program, without the seconds that a new process takes to import torch."""
+    """Run a converter as a program in this process, to avoid importing torch again."""
 
     def run(tool, *arguments):
         path = str(Path(__file__).parents[2] / 'tools/model_converters' / tool)

@@ -1,4 +1,4 @@
-"""Files that try to run code when they are loaded: each would write a marker file."""
+"""Files that try to run code when they are loaded, which would write a marker file."""
 
 import pickle
 import struct
@@ -9,7 +9,7 @@ import torch
 
 
 class Runs:
-    """Pickles into a call of `exec`."""
+    """Object whose pickle calls `exec`."""
 
     def __init__(self, marker):
         self.code = f'open({str(marker)!r}, "w").close()'
@@ -19,7 +19,7 @@ class Runs:
 
 
 def _call(function, *arguments):
-    """Pickle opcodes: a global, its arguments in a tuple, and the call."""
+    """Return pickle opcodes that call a global with a tuple of arguments."""
     return function + b'(' + b''.join(arguments) + b'tR'
 
 
@@ -33,7 +33,7 @@ def _text(text):
 
 
 def through_getattr(marker):
-    """A pickle that needs `getattr` alone besides what torch deems safe: it plants `exec` in torch's own module."""
+    """Return a pickle that uses `getattr` and globals that torch allows, and sets `exec` in a module of torch."""
     code = f'open({str(marker)!r}, "w").close()'
     getattr_ = _global('builtins', 'getattr')
     rebuild = _global('torch._utils', '_rebuild_device_tensor_from_numpy')
@@ -46,13 +46,13 @@ def through_getattr(marker):
 
 
 def reaching_for(module, name, attribute):
-    """A pickle that takes one attribute of something that may be named."""
+    """Return a pickle that reads an attribute of an allowed global."""
     found = _call(_global('builtins', 'getattr'), _global(module, name), _text(attribute))
     return b'\x80\x02}' + _text('state_dict') + found + b's.'
 
 
 def forged_numpy(kind):
-    """A pickle that makes numpy take numbers in the file for something else, such as the addresses of objects."""
+    """Return a pickle that makes numpy interpret data of the file as other types, such as object addresses."""
     address = _call(_global('_codecs', 'encode'), _text('A' * 8), _text('latin1'))
     array, dtype = _global('numpy', 'ndarray'), _global('numpy', 'dtype')
     size = b'(K\x01t'
@@ -80,7 +80,7 @@ def forged_numpy(kind):
 
 
 def write_hostile(folder: Path, marker: Path) -> dict[str, Path]:
-    """Writes one file of each kind."""
+    """Write one file of each kind."""
     weights = {'patch_embed.proj.weight': torch.zeros(8, 3, 4, 4)}
     files = {}
 

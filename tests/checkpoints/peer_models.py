@@ -1,8 +1,8 @@
-"""SwinV2 of other libraries: random models, their stage features, and files as each library writes them.
+"""Random SwinV2 models of other libraries, their stage features and checkpoint files.
 
-transformers and mmpretrain cannot share an environment, and mmdet imports mmpretrain wherever it finds it. So these two
-live in folders of their own (`pip install --target`), below the folder that `SWINV2_MM_PEERS` names, and run
-in a process of their own: this file is its program.
+transformers and mmpretrain cannot share an environment, and mmdet imports mmpretrain if it is installed. These two are
+installed in separate folders (`pip install --target`) below `SWINV2_MM_PEERS`, and run in a separate process with this
+file as its program.
 """
 
 import functools
@@ -25,7 +25,7 @@ ELSEWHERE = ('transformers', 'mmpretrain')
 
 
 def stage_windows(library, window):
-    """At 256 x 256 the last map has 8 x 8 tokens; torchvision alone pads it, and gets a larger image."""
+    """At 256 x 256 the last map has 8 x 8 tokens; only torchvision pads it, so its image is larger."""
     return [16, 16, 16, 8] if window == 16 and library != 'torchvision' else [window] * 4
 
 
@@ -39,7 +39,7 @@ def image_for(library, window):
 
 
 def give_weights(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights of the size that trained ones have, a lively position bias, and no zeros to hide behind."""
+    """Set random non-zero weights with the scale of trained ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -146,7 +146,7 @@ def write_mmpretrain(arch, window, folder):
 
 
 def peer_path(library):
-    """Folder to put on the path of a process that imports `library`, '' if none is needed, None if it is nowhere."""
+    """Return the folder to add to the path to import `library`; '' if not needed, None if not installed."""
     root = os.environ.get('SWINV2_MM_PEERS')
     if root and (Path(root) / library / library).is_dir():
         return str(Path(root).resolve() / library)
@@ -155,7 +155,7 @@ def peer_path(library):
 
 @functools.cache
 def why_missing(library):
-    """Why a library that runs in its own process cannot be compared with; None if it can."""
+    """Return why a library that needs a separate process is not available; None if it is."""
     path = peer_path(library)
     if path is None:
         return f'{library} is not installed: pip install --target DIR/{library} ... and set SWINV2_MM_PEERS=DIR'
@@ -163,7 +163,7 @@ def why_missing(library):
 
 
 def run_peer(library, folder):
-    """Writes models and features of all cases in a process that sees the library."""
+    """Write models and features of all cases, in a process with access to the library."""
     paths = [peer_path(library), os.environ.get('PYTHONPATH', '')]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
     done = subprocess.run(

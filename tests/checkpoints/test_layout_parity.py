@@ -1,4 +1,4 @@
-"""Weights of other libraries in our backbone: the same features, and the same weights after the way back."""
+"""Test weights of other libraries in our backbone: equal features, and equal weights after the round trip."""
 
 import shutil
 
@@ -46,9 +46,7 @@ def check_loads_and_agrees(library, arch, window, file, expected, norm_cfg=None)
 @pytest.mark.parametrize(('arch', 'window'), CASES)
 def test_timm(arch, window, tmp_path):
     model = give_weights(timm_model(arch, window))
-    file = (
-        tmp_path / f'swinv2_{arch}_window{window}_256.pth'
-    )  # timm's files have no tables to read it off
+    file = tmp_path / f'swinv2_{arch}_window{window}_256.pth'  # timm's files do not contain tables
     torch.save(model.state_dict(), file)
     with torch.no_grad():
         expected = timm_features(model, image_for('timm', window))
@@ -79,7 +77,7 @@ def peer_files(request, tmp_path_factory):
 def test_transformers_and_mmpretrain(peer_files, arch, window):
     library, root = peer_files
     folder = root / f'{arch}-{window}'
-    # A model folder of transformers, with the config.json that tells the window.
+    # A model folder of transformers, whose config.json has the window.
     file = folder if library == 'transformers' else folder / 'checkpoint.pth'
     norm_cfg = dict(type='LN') if library == 'mmpretrain' else None
     expected = torch.load(folder / 'features.pth')
@@ -87,7 +85,7 @@ def test_transformers_and_mmpretrain(peer_files, arch, window):
 
 
 def assert_there_and_back(file, layout, lossless=True):
-    """Theirs to ours to theirs, and ours to theirs to ours, bit for bit."""
+    """Round trips from their layout and from ours are exact."""
     found = find_backbone(unwrap(read_checkpoint_file(file), str(file)), str(file))
     assert found.layout.name == layout
     report = LoadReport(str(file), layout, found.prefix)
@@ -120,7 +118,7 @@ def test_torchvision_there_and_back(tmp_path):
     model = give_weights(torchvision_model('tiny', 8))
     torch.save(model.state_dict(), tmp_path / 'model.pth')
     theirs = assert_there_and_back(tmp_path / 'model.pth', 'torchvision', lossless=False)
-    # The bias of the key, which torchvision stores and zeroes whenever it runs, is all that is lost.
+    # Only the key bias is lost, which torchvision stores and sets to zero in every forward pass.
     checked = 0
     for key, value in model.state_dict().items():
         if key.endswith('qkv.bias'):

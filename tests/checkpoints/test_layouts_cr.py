@@ -1,4 +1,4 @@
-"""Weights of the original repository and of timm's `swinv2_cr_*`: loaded, converted, and never mixed up."""
+"""Test loading and converting weights of the original repository and of timm's `swinv2_cr_*`."""
 
 import pytest
 import timm
@@ -25,14 +25,14 @@ def cr(**options):
 
 @pytest.fixture
 def seed_file(tmp_path):
-    """A backbone file of the repository."""
+    """Return a backbone file of the repository."""
     path = tmp_path / 'best_model_backbone.pt'
     torch.save(seed_state(**SIZE), path)
     return path
 
 
 def timm_cr(**options):
-    """timm's model at the same size, with weights that fear no rounding."""
+    """Return timm's model at the same size, with weights of moderate scale."""
     model = timm.models.swin_transformer_v2_cr.SwinTransformerV2Cr(
         img_size=64, window_size=4, embed_dim=8, depths=(2, 1, 3), num_heads=(1, 2, 4), **options
     )
@@ -205,10 +205,10 @@ CR_LAYOUTS = [layout for layout in LAYOUTS if layout.family == 'cr']
 @pytest.mark.parametrize('temperature', ['tau', 'logit_scale'])
 def test_every_layout_names_every_tensor_of_a_backbone(layout, temperature):
     names = [name for name, _ in cr(temperature=temperature, stage_norms='none').named_parameters()]
-    found = translate(names, layout, to_ours=False)
-    assert found.unknown == [] and found.incomplete == {}
-    back = translate(found.recipes, layout, to_ours=True, wanted=names)
-    assert set(back.recipes) == set(names)
+    theirs, unknown = translate(names, layout, to_ours=False)
+    assert unknown == {}
+    ours, _ = translate(theirs, layout, to_ours=True, wanted=names)
+    assert set(ours) == set(names)
 
 
 def test_weights_of_a_trained_detector_are_found_again(tmp_path):

@@ -1,4 +1,4 @@
-"""Recognising what a file holds, and the report that says what was done with it."""
+"""Test detection of layouts and the report of loaded weights."""
 
 import logging
 import math
@@ -12,7 +12,7 @@ from swinv2_mm.checkpoints import CheckpointError, load_pretrained
 
 
 def weights(backbone):
-    """Its tensors in the official layout, with other values than a fresh backbone has."""
+    """Return its tensors in the official layout, with changed values."""
     torch.manual_seed(7)
     state = {}
     for name, value in backbone.state_dict().items():
@@ -22,7 +22,7 @@ def weights(backbone):
 
 
 def official(state, window=4):
-    """As the official code saves a classifier: the weights, its buffers, the final norm and the head."""
+    """Return a classifier as the official code saves it: weights, buffers, final norm and head."""
     side = torch.arange(1.0 - window, window) / (window - 1) * 8
     coords = torch.stack(torch.meshgrid(side, side, indexing='ij'), dim=-1)[None]
     coords = coords.sign() * (coords.abs() + 1).log2() / math.log2(8)
@@ -39,7 +39,7 @@ def official(state, window=4):
 
 
 def simmim(state):
-    """As SimMIM's pre-training saves it."""
+    """Return the weights as SimMIM's pre-training saves them."""
     content = {
         f'encoder.{key.replace("cpb_mlp", "rpe_mlp")}': value
         for key, value in official(state).items()
@@ -155,10 +155,10 @@ def test_missing_weights_are_an_error_that_changes_nothing(nano, tmp_path):
     backbone = nano()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     with pytest.raises(
-        CheckpointError, match=r'2 missing: layers.2.blocks.1.mlp.fc1.weight, patch'
+        CheckpointError, match=r'missing: 2 \(layers.2.blocks.1.mlp.fc1.weight, patch'
     ) as caught:
         load_pretrained(backbone, tmp_path / 'file.pth')
-    assert 'layout' in str(caught.value)  # the whole table comes with it
+    assert 'layout' in str(caught.value)  # the report includes the table
     assert_holds(backbone, before)
 
 
@@ -167,9 +167,9 @@ def test_missing_weights_are_an_error_that_changes_nothing(nano, tmp_path):
     [
         (
             lambda s: s.update({'patch_embed.proj.weight': torch.zeros(8, 1, 4, 4)}),
-            'of another shape',
+            'shape mismatch',
         ),
-        (lambda s: s.update({'absolute_pos_embed': torch.zeros(1, 49, 8)}), 'without a place'),
+        (lambda s: s.update({'absolute_pos_embed': torch.zeros(1, 49, 8)}), 'unexpected'),
         (lambda s: s.pop('layers.0.blocks.0.attn.q_bias'), 'missing'),
         (lambda s: s['layers.1.downsample.norm.bias'].fill_(float('nan')), 'NaN'),
     ],
@@ -188,7 +188,7 @@ def test_what_is_wrong_can_be_allowed_by_name(spoil, problem, nano, tmp_path):
     ]
     matching = [
         pattern
-        for pattern, what in zip(allow, ('of another shape', 'without a place', 'missing', 'NaN'))
+        for pattern, what in zip(allow, ('shape mismatch', 'unexpected', 'missing', 'NaN'))
         if what == problem
     ]
     backbone = nano()
@@ -238,7 +238,7 @@ def test_init_cfg_loads_any_layout(nano, tmp_path):
     )
     backbone.init_weights()
     assert_holds(backbone, state)
-    assert backbone.init_cfg['type'] == 'Pretrained'  # as it was, for whoever prints the model
+    assert backbone.init_cfg['type'] == 'Pretrained'  # printed with the model
     assert backbone.state_dict()['pretrained_window_sizes'].tolist() == [[4, 4]] * 3
 
 
@@ -274,7 +274,7 @@ def test_a_huge_model_has_norms_on_its_main_branch(tmp_path):
     ],
 )
 def test_what_is_no_array_of_floating_point_numbers_is_an_error(spoil, problem, nano, tmp_path):
-    """torch would copy the first into the weights without a word."""
+    """torch would silently copy the first one into the weights."""
     state = official(weights(nano()))
     key = 'layers.1.blocks.0.mlp.fc1.weight'
     state[key] = spoil(state[key])
@@ -288,7 +288,7 @@ def test_what_is_no_array_of_floating_point_numbers_is_an_error(spoil, problem, 
 
 
 def test_a_backbone_without_values_is_an_error(tmp_path):
-    """Copying into it would do nothing."""
+    """Copying into it would have no effect."""
     arch = dict(embed_dims=8, depths=[1], num_heads=[1])
     torch.save(SwinTransformerV2(arch, out_indices=(0,)).state_dict(), tmp_path / 'file.pth')
     with torch.device('meta'):
@@ -304,7 +304,7 @@ def test_init_cfg_by_its_full_name_is_no_less_strict(nano, tmp_path):
     del state['patch_embed.norm.bias']
     torch.save(state, tmp_path / 'file.pth')
     cfg = dict(type='mmengine.Pretrained', checkpoint=str(tmp_path / 'file.pth'))
-    with pytest.raises(CheckpointError, match=r'1 missing: patch_embed\.norm\.bias'):
+    with pytest.raises(CheckpointError, match=r'missing: 1 \(patch_embed\.norm\.bias'):
         nano(init_cfg=cfg).init_weights()
 
 

@@ -1,4 +1,4 @@
-"""No checkpoint runs code, whichever way it is loaded; harmless metadata is loaded."""
+"""Test that checkpoints cannot run code, and that harmless metadata is loaded."""
 
 import argparse
 import collections
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(params=KINDS)
 def hostile(request, tmp_path):
-    """A hostile file, and the marker that its code would write."""
+    """Return a hostile file, and the marker that its code would write."""
     marker = tmp_path / 'marker'
     file = write_hostile(tmp_path, marker)[request.param]
     yield str(file)
@@ -61,13 +61,13 @@ def guarded():
 
 
 def test_the_hostile_files_are_hostile(tmp_path):
-    """Guards the tests below: each of these files does run code where it is let."""
+    """Make sure that each of these files runs code without protection."""
     marker = tmp_path / 'marker'
     files = write_hostile(tmp_path, marker)
     for kind in ('zip', 'legacy', 'plain_pickle', 'modern_pickle', 'getattr', 'getattr_zip'):
         try:
             torch.load(files[kind], weights_only=False)
-        except Exception as error:  # some fail after the deed
+        except Exception as error:  # some fail after running code
             assert not isinstance(error, FileNotFoundError)
         assert marker.exists(), kind
         marker.unlink()
@@ -105,7 +105,7 @@ def test_init_cfg_of_the_backbone_needs_no_guard(hostile, nano):
 
 
 class Toy(BaseModel):
-    """A model of one layer, for a Runner."""
+    """A model with one layer for a Runner."""
 
     def __init__(self, init_cfg=None):
         super().__init__(init_cfg=init_cfg)
@@ -156,7 +156,7 @@ def toy_runner(folder, model=None, **options):
 
 @pytest.mark.usefixtures('guarded')
 def test_a_runner(hostile, tmp_path):
-    """`load_from`, `resume` and `init_cfg` of a whole model: the routes of every OpenMMLab tool."""
+    """Test `load_from`, `resume` and `init_cfg` of a model, which OpenMMLab tools use."""
     for options in (dict(load_from=hostile), dict(load_from=hostile, resume=True)):
         with pytest.raises(CheckpointError):
             toy_runner(tmp_path, **options).train()
@@ -250,7 +250,7 @@ def test_trust_is_given_for_a_while_only(tmp_path):
 
 @pytest.mark.usefixtures('guarded')
 def test_a_training_resumes_with_its_log_and_optimizer(tmp_path):
-    """The checkpoints of mmengine hold its log, which pickles methods by `getattr`, and numpy numbers."""
+    """Checkpoints of mmengine contain its log, which pickles methods with `getattr`, and numpy numbers."""
     runner = toy_runner(tmp_path)
     runner.train()
     again = toy_runner(tmp_path, load_from=str(tmp_path / 'epoch_1.pth'), resume=True)
@@ -334,7 +334,7 @@ def write_pickle(file, content):
     'kind', ['object', 'strided', 'object_number', 'fields', 'twice', 'negative']
 )
 def test_numpy_is_not_told_what_the_bytes_of_a_file_are(kind, tmp_path):
-    """numpy itself crashes on some of these as soon as what it made is looked at, or given back."""
+    """numpy crashes on some of these files when the result is accessed or freed."""
     write_pickle(tmp_path / 'file.pth', forged_numpy(kind))
     with pytest.raises(UntrustedCheckpointError, match=r'\(Unsupported [^/]* numpy'):
         read_checkpoint_file(tmp_path / 'file.pth')
@@ -345,11 +345,11 @@ def test_the_forged_arrays_differ_from_an_honest_one_in_what_is_forged(kind, tmp
     write_pickle(tmp_path / 'file.pth', forged_numpy(kind))
     array = read_checkpoint_file(tmp_path / 'file.pth')['state_dict']
     assert array.tolist() == [np.frombuffer(b'A' * 8)[0]]
-    assert array.dtype.flags == 0  # a file has no say in them
+    assert array.dtype.flags == 0  # not controlled by the file
 
 
 def test_arrays_are_written_again_as_they_were(tmp_path):
-    """A training that is resumed writes the log that it has read."""
+    """A resumed training writes the log that it has read."""
     content = [
         np.arange(6.0).reshape(2, 3),
         np.asfortranarray(np.arange(6).reshape(2, 3)),
@@ -373,7 +373,7 @@ def test_arrays_are_written_again_as_they_were(tmp_path):
 
 
 def test_what_others_allow_does_not_replace_our_getattr(tmp_path):
-    """To allow `getattr` is a common advice for the checkpoints of mmengine."""
+    """Allowing `getattr` is common advice for checkpoints of mmengine."""
     marker = tmp_path / 'marker'
     file = write_hostile(tmp_path, marker)['getattr_zip']
     before = torch.serialization.get_safe_globals()
@@ -423,3 +423,26 @@ def test_nothing_stays_allowed_after_a_load(tmp_path):
     torch.save({'weight': torch.ones(2)}, tmp_path / 'file.pth')
     read_checkpoint_file(tmp_path / 'file.pth')
     assert set(torch.serialization.get_safe_globals()) == before
+
+
+class Calls:
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        Calls(bytes, 10**12),
+        Calls(list, Calls(range, 10**12)),
+        Calls(Config, {}, None, '/dev/zero'),
+    ],
+    ids=['bytes', 'range', 'Config'],
+)
+def test_calls_that_would_fill_the_memory_or_read_a_file(value, tmp_path):
+    torch.save({'weight': torch.ones(2), 'meta': value}, tmp_path / 'file.pth')
+    with pytest.raises(CheckpointError, match='Unsupported'):
+        read_checkpoint_file(tmp_path / 'file.pth')

@@ -1,4 +1,4 @@
-"""Addresses: what is fetched from where, and what is said when it cannot be."""
+"""Test download addresses and their error messages."""
 
 import functools
 import http.server
@@ -22,7 +22,7 @@ from swinv2_mm.checkpoints import (
     guard_mmengine,
     load_pretrained,
 )
-from swinv2_mm.checkpoints.sources import _first_rank_first, fetch_checkpoint
+from swinv2_mm.checkpoints.sources import fetch_checkpoint
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def torch_home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """An empty cache of the Hugging Face hub, without network."""
+    """Use an empty cache of the Hugging Face hub, without network."""
     cache = tmp_path / 'hub'
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(cache))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
@@ -72,7 +72,7 @@ def server(tmp_path):
 
 
 def silent(backbone):
-    """A state dict that does not tell its window."""
+    """Return a state dict without information about its window."""
     state = backbone.state_dict()
     del state['pretrained_window_sizes']
     return state
@@ -187,7 +187,7 @@ def test_malformed_addresses(address, message):
 
 
 def test_torchvision_names(torch_home):
-    """mmengine's own table leads to the address; the file is there already."""
+    """mmengine's table contains the address; the file is already in the cache."""
     target = torch_home / 'hub/checkpoints'
     target.mkdir(parents=True)
     (target / 'swin_v2_t-b137f0e2.pth').touch()
@@ -196,7 +196,7 @@ def test_torchvision_names(torch_home):
 
 
 def test_an_address_of_the_hub_is_no_address_of_just_any_model(hub, torch_home, nano):
-    """Two models of the hub have files of one name."""
+    """Two models of the hub have files of the same name."""
     file = 'model/resolve/main/model.safetensors?download=true'
     states = {'one': nano().state_dict(), 'two': nano().state_dict()}
     assert not torch.equal(*(state['patch_embed.proj.weight'] for state in states.values()))
@@ -249,7 +249,7 @@ class FolderStore(BaseStorageBackend):
 
 @pytest.mark.parametrize('address', ['s3://bucket/file.pth', 'cluster:petrel://bucket/file.pth'])
 def test_object_stores(address, tmp_path, monkeypatch, nano):
-    """Under the name by which mmengine asks for its client, which is a package of its own."""
+    """Install the client as the separate package that mmengine imports."""
     (tmp_path / 'bucket').mkdir()
     monkeypatch.setattr(FolderStore, 'root', tmp_path)
     monkeypatch.setitem(backends, 'petrel', FolderStore)
@@ -290,7 +290,7 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(torch_home, tmp_path, 
             self.send_response(200)
             self.send_header('Content-Length', str(len(content)))
             self.end_headers()
-            # The first time, the line goes dead after a half.
+            # The first time, the connection breaks halfway.
             sent.append(self.wfile.write(content if sent else content[: len(content) // 2]))
 
         def log_message(self, *args):
@@ -315,12 +315,8 @@ def _fails_in_the_first_process(rank, folder):
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
     )
-
-    def fetch():
-        raise RuntimeError('out of the blue')
-
-    with pytest.raises(RuntimeError, match='out of the blue'):
-        _first_rank_first(fetch)
+    with pytest.raises(CheckpointUnavailableError, match='cannot download'):
+        fetch_checkpoint('http://127.0.0.1:9/nowhere.pth')
     torch.distributed.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Pre-trained weights and windows through the training and testing tools."""
+"""Test pre-trained weights and windows in the training and testing tools."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """A small segmenter at window 6 that starts from weights trained at window 8."""
+    """Return a small segmenter at window 6 that starts from weights trained at window 8."""
     root = tmp_path / 'shapes'
     generate_shapes(root, num_train=4, num_val=2, image_size=(64, 64))
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
@@ -42,7 +42,7 @@ def test_the_window_of_pretrained_weights_goes_through_training_to_testing(confi
     saved = torch.load(Path(work_dir) / 'iter_1.pth', weights_only=False)['state_dict']
     assert saved['backbone.pretrained_window_sizes'].tolist() == [[8, 8]] * 4
 
-    (tmp_path / 'w8.pth').unlink()  # neither testing nor resuming asks for it again
+    (tmp_path / 'w8.pth').unlink()  # testing and resuming do not load it again
     assert evaluate(config, work_dir, work_dir=work_dir, device='cpu') == 0
     assert train(config, resume='auto', work_dir=work_dir, device='cpu', max_iters=2) == 0
     wrong = ['model.backbone.pretrained_window_sizes=6']
@@ -77,7 +77,7 @@ def test_without_network_one_sentence_says_what_to_put_where(config, tmp_path, m
     assert len(err.splitlines()) == 1
     assert train(config, no_pretrained=True, **run) == 0
 
-    # What --no-pretrained does not leave out, it is not recommended for.
+    # --no-pretrained is only suggested where it helps.
     run['cfg_options'] = [f'load_from={address}']
     assert train(config, no_pretrained=True, **run) == 2
     assert '--no-pretrained' not in capsys.readouterr().err

@@ -67,25 +67,21 @@ def test_code_in_a_batch_does_not_run(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ('batch', 'words'),
+    'batch',
     [
-        (b'not a pickle', 'is not a batch of CIFAR-10, or is damaged'),
-        (b'', 'is not a batch of CIFAR-10, or is damaged'),
-        (pickle.dumps([1, 2]), r'data of shape \(0,\)'),
-        (
-            pickle.dumps({'data': np.zeros((2, 3072), np.uint8), 'fine_labels': [3, 4]}),
-            r'labels of shape \(0,\) for 2 pictures',
-        ),
-        (
-            pickle.dumps({'data': np.zeros((1, 3072), np.uint8), 'labels': [10]}),
-            'expected one number of 0 to 9',
-        ),
+        b'not a pickle',
+        b'',
+        pickle.dumps([1, 2]),
+        pickle.dumps({'data': np.zeros((2, 3072), np.uint8), 'fine_labels': [3, 4]}),
+        pickle.dumps({'data': np.zeros((2, 3072), np.uint8), 'labels': [3]}),
+        pickle.dumps({'data': np.zeros((1, 3072), np.uint8), 'labels': [10]}),
+        pickle.dumps({'data': np.zeros((1, 3072), np.float32), 'labels': [1]}),
     ],
 )
-def test_other_files_are_told_from_a_batch(tmp_path, batch, words):
+def test_other_files_are_told_from_a_batch(tmp_path, batch):
     path = tmp_path / 'batch'
     path.write_bytes(batch)
-    with pytest.raises(ImageSetError, match=words):
+    with pytest.raises(ImageSetError, match='is not a batch of CIFAR-10, or is damaged'):
         read_batch(path)
 
 

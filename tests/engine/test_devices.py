@@ -1,5 +1,6 @@
 """The device that was asked for is used, or the run stops."""
 
+import os
 import subprocess
 import sys
 
@@ -31,6 +32,21 @@ def test_asking_for_a_gpu_where_there_is_none(monkeypatch):
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '3')
     with pytest.raises(SetupError, match=r'CUDA_VISIBLE_DEVICES=3 asks for a GPU.*--device cpu'):
         use_device('auto', 'none')
+
+
+def test_one_thread_where_openmp_may_start_fewer():
+    code = (
+        'import torch\n'
+        'from swinv2_mm.engine.devices import use_device\n'
+        'use_device("cpu", "none")\n'
+        'print(torch.get_num_threads())\n'
+    )
+    environment = {**os.environ, 'OMP_NUM_THREADS': '2', 'OMP_THREAD_LIMIT': '1'}
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[-1] == '1'
+    assert 'OMP_THREAD_LIMIT' in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize('name', ['meta', 'mps:3', 'xpu:7', 'cpu:5', 'mtia'])

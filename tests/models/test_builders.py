@@ -1,4 +1,4 @@
-"""The builders with the keywords of ChristophReich1996/Swin-Transformer-V2."""
+"""Test the builders with the keywords of ChristophReich1996/Swin-Transformer-V2."""
 
 import inspect
 
@@ -16,7 +16,7 @@ BUILDERS = {letter: getattr(models, f'swin_transformer_v2_{letter}') for letter 
 
 @pytest.mark.parametrize('variant', ['v2', 'cr'])
 def test_the_usage_of_the_repository(variant):
-    """Its README and example, with the import changed."""
+    """Examples of its README, with the import changed."""
     swin_transformer: SwinTransformerV2 = swin_transformer_v2_t(
         in_channels=3,
         window_size=8,
@@ -55,13 +55,13 @@ def test_sizes(letter):
     heads = dict(t=3, s=3, b=4, l=6, h=11, g=16)[letter]
     embed_dims = dict(t=96, s=96, b=128, l=192, h=352, g=512)[letter]
     shapes = seed_shapes(embed_dims, depths, [heads * 2**stage for stage in range(4)])
-    # Parameter by parameter the model of the repository, under our names.
-    translation = translate(shapes, layout_by_name('seed'), to_ours=True)
-    assert translation.unknown == []
-    assert set(translation.recipes) == set(dict(cr.named_parameters()))
-    for name, recipe in translation.recipes.items():
-        theirs = recipe.make(lambda key: torch.empty(shapes[key], device='meta'))
-        assert theirs.shape == cr.get_parameter(name).shape, name
+    # Parameters of the model of the repository, with our names.
+    recipes, unknown = translate(shapes, layout_by_name('seed'), to_ours=True)
+    assert not unknown
+    assert set(recipes) == set(dict(cr.named_parameters()))
+    theirs = {key: torch.empty(shape, device='meta') for key, shape in shapes.items()}
+    for name, recipe in recipes.items():
+        assert recipe.make(theirs).shape == cr.get_parameter(name).shape, name
 
 
 def test_keywords_reach_the_backbone():

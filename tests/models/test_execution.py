@@ -1,4 +1,4 @@
-"""Modes, transforms, higher derivatives, missing threads and memory: right results, and nothing left behind."""
+"""Test results and memory under modes, transforms, higher derivatives and missing threads."""
 
 import copy
 import os
@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
-from swinv2_mm.execution import runs_as_made, takes_onednn
+from swinv2_mm.ops.execution import runs_as_made, takes_onednn
 from swinv2_mm.ops.linear import linear
 
 
@@ -79,7 +79,7 @@ def test_vmap(model, grad):
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @pytest.mark.parametrize('backend', ['auto', 'fused'])
 def test_double_backward(randomize, backend, dtype):
-    """The gradient of a gradient penalty, against the reference."""
+    """Compare the gradient of a gradient penalty to the reference."""
     model = randomize(build(attn_backend=backend, out_indices=(0,))).to(dtype)
     reference = copy.deepcopy(model)
     for block in reference.layers[0].blocks:
@@ -144,11 +144,11 @@ def test_a_function_mode_sees_the_layers(randomize):
     ],
 )
 def test_fewer_threads_than_torch_counts_on(environment, tmp_path):
-    """The values of one thread. oneDNN leaves out the part of threads that OpenMP does not start."""
+    """Results equal those of one thread. oneDNN omits the work of threads that OpenMP does not start."""
     code = (
         'import sys, torch\n'
         'from swinv2_mm import SwinTransformerV2\n'
-        'from swinv2_mm.execution import takes_onednn\n'
+        'from swinv2_mm.ops.execution import takes_onednn\n'
         'torch.manual_seed(0)\n'
         'model = SwinTransformerV2(dict(embed_dims=32, depths=(2,), num_heads=(1,)), out_indices=(0,), init_cfg=None)\n'
         'for weight in model.parameters():\n'

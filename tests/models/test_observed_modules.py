@@ -1,4 +1,4 @@
-"""Hooks and replaced modules: a shortcut is taken only where nobody can tell it from the plain network."""
+"""Test that hooks and replaced modules disable shortcuts."""
 
 import copy
 from functools import partial
@@ -8,8 +8,8 @@ import torch
 from small_backbones import BACKBONES, IMAGE, build
 from torch import nn
 
-from swinv2_mm.execution import runs_as_made
 from swinv2_mm.models.layers import SwinBlock
+from swinv2_mm.ops.execution import runs_as_made
 
 
 @pytest.fixture(params=list(BACKBONES))
@@ -18,7 +18,7 @@ def model(request, randomize):
 
 
 def plain(model):
-    """The same network without a single shortcut."""
+    """Run the same network without shortcuts."""
     found = copy.deepcopy(model)
     for block in found.modules():
         if isinstance(block, SwinBlock):
@@ -44,7 +44,7 @@ def leaves(model):
 
 
 def keep(found, name, module, args, *out):
-    """Keep the first argument and the output, as they come; a block calls its stochastic depth twice."""
+    """Record first argument and output of each call; a block calls its stochastic depth twice."""
     found.setdefault(name, []).extend((args[0], *out))
 
 
@@ -108,7 +108,7 @@ def test_a_global_hook_sees_every_module(model):
 
 
 class Adapter(nn.Module):
-    """A bottleneck beside a module, as adapters and LoRA add one."""
+    """A parallel bottleneck, as in adapters and LoRA."""
 
     def __init__(self, base, rank=2):
         super().__init__()
@@ -125,7 +125,7 @@ LINEARS = ['attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2']
 @pytest.mark.parametrize('grad', [True, False])
 @pytest.mark.parametrize('name', LINEARS)
 def test_what_stands_in_the_place_of_a_linear_layer_is_called(model, name, grad):
-    """Equal to the same weights merged into the layer."""
+    """Results equal those of weights merged into the layer."""
     x = torch.randn(IMAGE)
     merged, block = copy.deepcopy(model), model.layers[0].blocks[1]
     adapter = Adapter(block.get_submodule(name))
@@ -150,7 +150,7 @@ def test_parametrised_layers(randomize, name, grad):
     model, x = randomize(build()).eval(), torch.randn(IMAGE)
     doubled = copy.deepcopy(model)
     with torch.no_grad():
-        model(x)  # biases are known before the change
+        model(x)  # biases are cached before the change
         doubled.layers[0].blocks[0].get_submodule(name).weight *= 2
     part = model.layers[0].blocks[0].get_submodule(name)
     torch.nn.utils.parametrize.register_parametrization(part, 'weight', Double())
@@ -176,7 +176,7 @@ def test_dynamic_quantisation_reaches_every_linear_layer(randomize):
 def test_what_stands_in_the_place_of_any_other_part_is_called(model, name):
     class Replacement(nn.Module):
         def forward(self, x, *_):
-            return 0.5 * x.roll(1, dims=1)  # looks beyond its band
+            return 0.5 * x.roll(1, dims=1)  # reads outside of its band
 
     x = torch.randn(IMAGE)
     model.layers[0].blocks[1].set_submodule(name, Replacement())
@@ -217,7 +217,7 @@ def test_a_wrapped_and_a_compiled_submodule(randomize):
     expected = plain(model)(x)
     layer = model.layers[0].blocks[0].mlp.fc2
     inner = layer.forward
-    layer.forward = lambda given: calls.append(1) or inner(given)  # as accelerate wraps modules
+    layer.forward = lambda given: calls.append(1) or inner(given)  # as in accelerate
     compiled = model.layers[1].blocks[0].mlp.fc1
     compiled.compile(backend=lambda graph, _: calls.append(2) or graph.forward)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Starts the tests that run Triton's kernels once more, in Triton's interpreter; see `triton_runs`."""
+"""Rerun the tests of Triton kernels in Triton's interpreter; see `triton_runs`."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def test_kernels_in_the_interpreter():
 
 
 def test_no_file_is_left_out():
-    """Of those with tests that the interpreter runs."""
+    """Return the files with tests that the interpreter runs."""
     marked = {
         str(path.relative_to(TESTS))
         for path in TESTS.rglob('test_*.py')

@@ -1,13 +1,13 @@
-"""The linear layer equals torch's, whichever library multiplies."""
+"""Test that the linear layer equals that of torch with every library."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_mm.execution import takes_onednn
+from swinv2_mm.ops.execution import takes_onednn
 from swinv2_mm.ops.linear import linear
 
-# Few and many rows and channels, with and without the shape of a map: each takes another way.
+# Few and many rows and channels, with and without the shape of a map: different code paths.
 SHAPES = [(7, 12), (2, 3, 5, 12), (1, 12), (300, 12), (300, 24), (3, 70, 24), (2, 33, 17, 24)]
 SHAPES += [(1, 2, 1200, 24), (1100, 24), (1, 1, 64, 2400), (64, 16)]
 

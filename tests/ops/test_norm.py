@@ -1,10 +1,10 @@
-"""Residual and LayerNorm in one pass against the two of torch."""
+"""Compare fused residual and LayerNorm to separate operators of torch."""
 
 import pytest
 import torch
 from torch import nn
 
-from swinv2_mm.execution import fuses_norm
+from swinv2_mm.ops.execution import fuses_norm
 from swinv2_mm.ops.llvm.runtime import why_not_here
 from swinv2_mm.ops.norm import add_norm
 

@@ -1,4 +1,4 @@
-"""Measure our backbone beside the SwinV2 of other libraries; docs/benchmarks.md explains the results."""
+"""Compare our backbone with the SwinV2 of other libraries; see docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ sys.path.insert(
 from benchmarks.cases import MODES
 from benchmarks.contestants import BACKBONE_PEERS, SEQUENTIAL
 from benchmarks.tool import add_options, compare_backbones, run_benchmark
-from swinv2_mm.execution import BACKENDS
+from swinv2_mm.ops.execution import BACKENDS
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
         help='ours (auto)',
     )
     parser.add_argument(
-        '--compile-peers', action='store_true', help='measure each peer under torch.compile, too'
+        '--compile-peers', action='store_true', help='also measure each peer under torch.compile'
     )
     parser.add_argument(
         '--sweep-resolution', nargs='+', type=int, default=[], metavar='SIDE', help='square images'

@@ -1,4 +1,4 @@
-"""Measure a training step with our backbone beside others in one config; docs/benchmarks.md explains the results."""
+"""Compare training steps with our backbone and others in one config; see docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(
 
 from benchmarks.contestants import TRAINING_PEERS
 from benchmarks.tool import add_options, compare_trainings, run_benchmark
-from swinv2_mm.execution import BACKENDS
+from swinv2_mm.ops.execution import BACKENDS
 
 TASKS = ('mask_rcnn', 'upernet')
 

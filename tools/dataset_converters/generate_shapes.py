@@ -1,6 +1,4 @@
-"""Writes the generated set of shapes that the quickstart configs train on."""
-
-from __future__ import annotations
+"""Write the generated shapes dataset of the quickstart configs."""
 
 import argparse
 import os
@@ -9,8 +7,8 @@ import sys
 from swinv2_mm.datasets import generate_shapes
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+def main() -> None:
+    """Run the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -31,16 +29,9 @@ def parse_args() -> argparse.Namespace:
         help='size of the pictures, in pixels',
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of all randomness')
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Runs the tool."""
-    args = parse_args()
+    args = parser.parse_args()
     try:
-        written = generate_shapes(
-            args.root, args.num_train, args.num_val, tuple(args.image_size), args.seed
-        )
+        written = generate_shapes(**vars(args))
     except (OSError, ValueError) as error:
         sys.exit(f'generate_shapes: {error}')
     if written:

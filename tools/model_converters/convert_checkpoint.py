@@ -1,4 +1,4 @@
-"""Converts SwinV2 weights between the layouts of the libraries that have them."""
+"""Convert SwinV2 weights between the layouts of several libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swinv2_mm.checkpoints.convert import WRITABLE, convert_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='file, https://..., timm://NAME, or hf://OWNER/NAME')
     parser.add_argument('dst', help='file to write: .pth or .safetensors')
@@ -19,13 +19,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in SRC, if it needs that: only for files whose makers you trust',
+        help='run the code in SRC, if it needs that: only for files from sources that you trust',
     )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
+    """Run the tool and return its exit code."""
     args = parse_args()
     try:
         with trust_checkpoints(args.trust_checkpoint):

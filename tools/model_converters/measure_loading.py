@@ -1,4 +1,4 @@
-"""Measures the memory that loading a checkpoint of about a gigabyte takes, above that of the model itself."""
+"""Measure the peak memory of loading a checkpoint of about 1 GB, in addition to that of the model."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ ARCH = dict(embed_dims=224, depths=[2, 2, 18, 2], num_heads=[7, 14, 28, 56])
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--layouts', nargs='+', default=['native', 'hf', 'torchvision'])
-    parser.add_argument('--one', help=argparse.SUPPRESS)  # a file, measured in a process of its own
+    parser.add_argument('--one', help=argparse.SUPPRESS)  # a file, measured in a separate process
     return parser.parse_args()
 
 
 def peak_megabytes() -> float:
-    """Returns the largest memory of this process so far, mapped files included (Linux).
+    """Return the peak memory of this process, including mapped files (Linux).
 
-    `getrusage` would do, but counts the peak of the process that started this one.
+    `getrusage` also counts the peak of the parent process.
     """
     status = Path('/proc/self/status').read_text(encoding='utf-8')
     return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1024
 
 
 def measure(file: Path) -> None:
-    """Prints by how much the peak rises over the model when `file` is loaded."""
+    """Print the increase of peak memory when `file` is loaded into the model."""
     backbone = SwinTransformerV2(ARCH, norm_cfg=None, pretrained_window_sizes=8)
     before = peak_megabytes()
     load_pretrained(backbone, file, logger='silent')
@@ -48,7 +48,7 @@ def measure(file: Path) -> None:
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
+    """Run the tool and return its exit code."""
     args = parse_args()
     if args.one:
         measure(Path(args.one))
@@ -61,7 +61,7 @@ def main() -> int:
                 file = Path(folder) / f'{layout}{suffix}'
                 if file != source:
                     convert_checkpoint(source, file, layout)
-                # A new process: the peak of a process never falls.
+                # A new process, since the peak of a process never falls.
                 subprocess.run([sys.executable, __file__, '--one', str(file)], check=True)
                 if file != source:
                     file.unlink()

@@ -1,4 +1,4 @@
-"""Strips a training checkpoint of all but its weights and puts their hash into the file's name."""
+"""Remove everything but the weights from a training checkpoint and add their hash to the file name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swinv2_mm.checkpoints.convert import publish_checkpoint
 
 
 def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='checkpoint of a training run')
     parser.add_argument(
@@ -19,13 +19,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in SRC, if it needs that: only for files whose makers you trust',
+        help='run the code in SRC, if it needs that: only for files from sources that you trust',
     )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Runs the tool and returns its exit code."""
+    """Run the tool and return its exit code."""
     args = parse_args()
     try:
         with trust_checkpoints(args.trust_checkpoint):

@@ -15,7 +15,6 @@ from swinv2_mm.checkpoints import (
     split_pretrained,
     stored_windows,
 )
-from swinv2_mm.execution import check_backend, tidy_memory
 from swinv2_mm.models.backbones.arch import (
     ARCHS,
     Arch,
@@ -36,6 +35,7 @@ from swinv2_mm.models.layers import (
     apply_output_norm,
     build_output_norm,
 )
+from swinv2_mm.ops.execution import check_backend, tidy_memory
 from swinv2_mm.registry import register_everywhere
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -162,7 +162,7 @@ class SwinTransformerV2(BaseModule):
             raise ValueError(
                 f'sequential_self_attention=True with attn_drop_rate={attn_drop_rate} and '
                 f"attn_backend={attn_backend!r}: it needs attn_drop_rate=0 and another attn_backend, such as 'auto', "
-                'since what drops attention weights keeps those of all windows'
+                'since dropout of attention weights stores those of all windows'
             )
         self.input_resolution: Pair | None = None
         self.in_channels = in_channels

@@ -34,7 +34,7 @@ class SwinTransformerV2CR(SwinTransformerV2):
             or `'tau'`, the temperature itself (the original repository).
         meta_hidden_dims: Hidden width of the position bias MLP.
         meta_drop_rate: Dropout in that MLP; timm trains with 0.125.
-        stage_norms: Which stages end with a norm of their own: `'none'`, `'last'`, or `'all'`.
+        stage_norms: Stages that end with an additional norm: `'none'`, `'last'`, or `'all'`.
         init_values: Initial scale of the norms at the end of the residual branches; `None` for 1.
         shift_windows: Whether to shift the windows of every other block.
         **options: Other arguments of `SwinTransformerV2`, except `pretrained_window_sizes`.

@@ -9,10 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.execution import is_as_made
 from swinv2_mm.models.layers.eval_cache import EvalCache
 from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, PositionBias
+from swinv2_mm.ops.execution import is_as_made
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.window_attention import Band, WindowPartition, window_attention
 

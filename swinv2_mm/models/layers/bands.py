@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from swinv2_mm.execution import runs_in_bands
+from swinv2_mm.ops.execution import runs_in_bands
 
 # Elements of a band (tokens times channels), unless a row of windows is larger. Half or twice as many make little
 # difference; with fewer, matrix products get too small.

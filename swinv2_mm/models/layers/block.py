@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from swinv2_mm.execution import PLAIN, Execution, is_as_made, kinds, plan_block
 from swinv2_mm.models.layers import bands
 from swinv2_mm.models.layers.attention import WindowAttention
 from swinv2_mm.models.layers.drop_path import DropPath
 from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.patch import PatchMerging
+from swinv2_mm.ops.execution import PLAIN, Execution, is_as_made, kinds, plan_block
 from swinv2_mm.ops.linear import linear
 from swinv2_mm.ops.norm import add_norm
 from swinv2_mm.ops.window_attention import Band, WindowPartition
@@ -151,7 +151,7 @@ class SwinBlock(nn.Module):
     def _transform(
         self, x: Tensor, windows: WindowPartition | Band, out: Tensor | None = None
     ) -> Tensor:
-        """Compute the output of a map, or of a band, which goes to `out`."""
+        """Compute the output of a map, or write the output of a band to `out`."""
         options = {} if out is None else {'remember': True}
         tokens = self.attn(self.attention_input(x), windows, **options)
         if out is None:

@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from swinv2_mm.execution import is_as_made
+from swinv2_mm.ops.execution import is_as_made
 from swinv2_mm.ops.linear import linear
 
 

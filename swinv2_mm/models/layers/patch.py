@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.execution import is_as_made, kinds, lacks_threads
 from swinv2_mm.models.layers.bands import in_bands
 from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.ops import private
+from swinv2_mm.ops.execution import is_as_made, kinds, lacks_threads
 
 
 class PatchEmbed(nn.Module):

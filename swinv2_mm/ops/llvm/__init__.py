@@ -1,1 +1,1 @@
-"""What kernels for CPUs need: writing them in LLVM's language, compiling them when they are first called, threads."""
+"""Tools for CPU kernels: LLVM IR, just-in-time compilation and threads."""

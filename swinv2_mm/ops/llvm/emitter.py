@@ -1,4 +1,4 @@
-"""A thin layer over llvmlite's builder of LLVM's language: vectors of fp32, loops, and what attention needs of them."""
+"""A thin layer over llvmlite's IR builder: fp32 vectors, loops and operations of the attention."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from llvmlite.ir import Value
 FLOAT, DOUBLE, INT, INT32 = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 POINTER = ir.PointerType()
 
-# Cephes' polynomial of exp(x) - 1 - x over x * x, on [-ln(2) / 2, ln(2) / 2], and ln(2) in two parts.
+# Cephes' polynomial of (exp(x) - 1 - x) / x ** 2 on [-ln(2) / 2, ln(2) / 2], and ln(2) in two parts.
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
 _LN2 = (0.693359375, -2.12194440e-4)
 
 
 class Emitter:
-    """A function `void name(int64 *arguments)` under construction.
+    """Builder of a function `void name(int64 *arguments)`.
 
     Args:
-        name: Of the function.
-        lanes: Numbers of a vector.
-        arguments: Names of the arguments in their order, those of addresses with a star in front.
+        name: Name of the function.
+        lanes: Numbers per vector.
+        arguments: Names of the arguments in order; addresses have a leading star.
     """
 
     def __init__(self, name: str, lanes: int, arguments: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class Emitter:
         return ir.Constant(FLOAT, value)
 
     def splat(self, value: Value | float) -> Value:
-        """A vector of equal numbers."""
+        """Return a vector of equal numbers."""
         if isinstance(value, (int, float)):
             return ir.Constant(self.vector, [float(value)] * self.lanes)
         nothing = ir.Constant(self.vector, ir.Undefined)
@@ -65,7 +65,7 @@ class Emitter:
     # Memory; indices count numbers
 
     def at(self, base: Value, *indices: Value) -> Value:
-        """The address of a number, the indices added up."""
+        """Return the address of the number at the sum of the indices."""
         for index in indices:
             base = self.builder.gep(base, [index], source_etype=FLOAT)
         return base
@@ -83,7 +83,7 @@ class Emitter:
         self.builder.store(value, self.at(base, *indices), align=4)
 
     def prefetch(self, address: Value) -> None:
-        """Have the line of an address brought to the second level of the cache."""
+        """Prefetch the cache line of an address to the L2 cache."""
         read, near, data = (ir.Constant(INT32, value) for value in (0, 2, 1))
         self.call('llvm.prefetch.p0', ir.VoidType(), address, read, near, data)
 
@@ -93,11 +93,11 @@ class Emitter:
     def loop(
         self, start: Value, stop: Value, step: int = 1, carry: Sequence[Value] = ()
     ) -> Iterator[tuple[Value, list[Value]]]:
-        """`for index in range(start, stop, step)`.
+        """Emit `for index in range(start, stop, step)`.
 
         Yields:
-            The index, and a list of what is carried from one turn to the next: the body replaces its entries. After the
-            loop it holds the last ones.
+            The index, and a list of loop-carried values: the body replaces its entries. After the loop it has the final
+            values.
         """
         builder, before = self.builder, self.builder.block
         head, body, after = (builder.append_basic_block() for _ in range(3))
@@ -121,7 +121,7 @@ class Emitter:
 
     @contextmanager
     def tasks(self, counter: Value, count: Value) -> Iterator[Value]:
-        """Take the next task until none is left, and return; the threads that run the function share the counter."""
+        """Emit a loop over tasks, and a return at its end; all threads of the function share the counter."""
         builder = self.builder
         take, work, done = (builder.append_basic_block() for _ in range(3))
         builder.branch(take)
@@ -137,7 +137,7 @@ class Emitter:
     # Arithmetic
 
     def call(self, name: str, kind: ir.Type, *values: Value, fastmath: Sequence[str] = ()) -> Value:
-        """Call one of LLVM's intrinsic functions."""
+        """Call an intrinsic function of LLVM."""
         function = self.module.globals.get(name)
         if function is None:
             function = ir.Function(
@@ -146,7 +146,7 @@ class Emitter:
         return self.builder.call(function, values, fastmath=fastmath)
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a * b + c of vectors, rounded once."""
+        """Return a * b + c of vectors, rounded once."""
         return self.call(f'llvm.fma.v{self.lanes}f32', self.vector, a, b, c)
 
     def sqrt(self, x: Value) -> Value:
@@ -154,12 +154,12 @@ class Emitter:
         return self.call(name, x.type, x)
 
     def sum(self, x: Value) -> Value:
-        """Of the numbers of a vector."""
+        """Return the sum of the numbers of a vector."""
         name = f'llvm.vector.reduce.fadd.v{self.lanes}f32'
         return self.call(name, FLOAT, self.number(-0.0), x, fastmath=('reassoc',))
 
     def max(self, x: Value) -> Value:
-        """Of the numbers of a vector."""
+        """Return the largest number of a vector."""
         return self.call(f'llvm.vector.reduce.fmax.v{self.lanes}f32', FLOAT, x)
 
     def larger(self, x: Value, y: Value) -> Value:
@@ -169,14 +169,14 @@ class Emitter:
         return self.builder.select(self.builder.icmp_signed('<', x, y), x, y)
 
     def muls(self, *values: Value) -> Value:
-        """Product of integers."""
+        """Return the product of integers."""
         product = values[0]
         for value in values[1:]:
             product = self.builder.mul(product, value)
         return product
 
     def exp(self, x: Value) -> Value:
-        """Of a vector of numbers up to 0, with a relative error of 1e-7; below -87 as of that. NaN stays NaN."""
+        """Return the exponential of numbers <= 0, clamped to -87, with a relative error of 1e-7. NaN stays NaN."""
         builder, least = self.builder, self.splat(-87.0)
         x = builder.select(builder.fcmp_ordered('<', x, least), least, x)
         power = self.call(
@@ -195,7 +195,7 @@ class Emitter:
         )
 
     def lanes_from(self, count: Value) -> Value:
-        """For every lane, whether it is the `count`th or a later one."""
+        """Return for every lane whether its index is at least `count`."""
         numbers = ir.Constant(self.integers, list(range(self.lanes)))
         first = self.builder.insert_element(
             ir.Constant(self.integers, ir.Undefined),
@@ -206,7 +206,7 @@ class Emitter:
         return self.builder.icmp_signed('>=', numbers, first)
 
     def transpose(self, rows: Sequence[Value]) -> list[Value]:
-        """As many vectors as a vector has numbers, transposed."""
+        """Transpose `lanes` vectors."""
         rows, size = list(rows), 1
         while size < self.lanes:
             swapped = list(rows)

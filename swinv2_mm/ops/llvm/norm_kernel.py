@@ -1,4 +1,4 @@
-"""A residual with a LayerNorm on its branch, as a function in LLVM's language."""
+"""Residual addition of a normalised branch in LLVM IR."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ARGUMENTS = (
 
 @functools.cache
 def add_norm(lanes: int) -> int:
-    """The address of out = x + LayerNorm(y), with `ARGUMENTS`; channels are a multiple of lanes."""
+    """Compile out = x + LayerNorm(y) with `ARGUMENTS` and return its address; channels are a multiple of `lanes`."""
     emit = Emitter('add_norm', lanes, ARGUMENTS)
     builder, arguments, zero = emit.builder, emit.arguments, emit.integer(0)
     rows, channels = arguments['rows'], arguments['channels']
@@ -29,7 +29,7 @@ def add_norm(lanes: int) -> int:
     eps = emit.load(arguments['eps'], zero)
 
     def total(row: Value, mean: Value | None) -> Value:
-        """Of a row, or of the squared distances from its mean."""
+        """Return the sum of a row, or of its squared differences from the mean."""
         with emit.loop(zero, channels, lanes, [emit.splat(0.0)]) as (index, sums):
             value = emit.load_vector(row, index)
             if mean is None:

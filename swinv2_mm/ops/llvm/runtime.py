@@ -1,4 +1,4 @@
-"""Compiling for the processor at hand, and running on the threads of torch."""
+"""Compilation for this processor, and execution on the threads of torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import torch
 from swinv2_mm.ops.optional import unusable
 from swinv2_mm.ops.private import parallel_region
 
-# Vectors that the processor's registers hold, as far as torch itself may use them.
+# fp32 numbers per vector, by the instruction set that torch uses.
 LANES = {'AVX2': 8, 'AVX512': 16}
 
 
 @functools.cache
 def why_not_here() -> str | None:
-    """Why this machine cannot run kernels, in words that fit after "because"; `None` if it can."""
+    """Return why this machine cannot run kernels, as a clause that follows "because"; `None` if it can."""
     capability = torch.backends.cpu.get_cpu_capability()
     if capability not in LANES:
         return f'it needs a processor with AVX2 or AVX-512, and torch uses {capability} here'
     try:
         _compiler()
-    except Exception as error:  # a broken or clashing package raises anything
+    except Exception as error:  # a broken or conflicting package can raise any error
         return unusable('llvmlite', error)
     if parallel_region() is None:
         return "it runs on the threads of GNU's OpenMP, and this build of torch has none"
@@ -31,7 +31,7 @@ def why_not_here() -> str | None:
 
 
 def lanes() -> int:
-    """Numbers in fp32 of a vector."""
+    """Return the fp32 numbers per vector."""
     return LANES[torch.backends.cpu.get_cpu_capability()]
 
 
@@ -50,7 +50,7 @@ _engines: list[Any] = []  # the owners of the machine code
 
 
 def compile_function(module: Any) -> int:
-    """The address of the function that gave an `ir.Module` its name."""
+    """Compile an `ir.Module` and return the address of the function with the name of the module."""
     binding = _compiler()
     parsed = binding.parse_assembly(str(module))
     parsed.verify()
@@ -69,10 +69,10 @@ def compile_function(module: Any) -> int:
 
 
 def run(address: int, arguments: list[int], threads: int) -> None:
-    """Call a compiled function in as many threads at once, this one among them.
+    """Call a compiled function in `threads` threads, including this one.
 
     Raises:
-        RuntimeError: If there are no threads, see `why_not_here`.
+        RuntimeError: If threads are not available, see `why_not_here`.
     """
     parallel = parallel_region()
     if parallel is None:

@@ -1,11 +1,11 @@
 """A stand-in for mmcv's compiled operators, for environments where mmcv was installed without them.
 
-A plain `pip install` of mmcv carries no `mmcv._ext`, and `import mmdet.models` fails without it. `install()`
-puts a module of that name in place whose operators run on torchvision's kernels and on torch. Where mmcv has
-compiled operators they are left alone, and without mmcv nothing happens.
+A plain `pip install` of mmcv does not include `mmcv._ext`, and `import mmdet.models` fails without it. `install()`
+adds a module of that name whose operators use torchvision's kernels and torch. Compiled operators of mmcv are not
+replaced, and without mmcv nothing happens.
 
-The module answers every operator name, because `mmcv.ops` checks all of its names as it is imported; an
-operator that is not provided here raises `NotImplementedError` once it is called.
+The module has an attribute for every operator name, because `mmcv.ops` checks all of them on import. An operator that
+is not provided raises `NotImplementedError` when it is called.
 """
 
 import importlib
@@ -18,7 +18,6 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 EXTENSION = 'mmcv._ext'
-_ORIGIN = f'{__name__} (torchvision kernels)'
 
 # Operator -> the module of this package that implements it, imported when the operator is first looked up, so that
 # install() itself loads neither torch nor torchvision.
@@ -42,21 +41,12 @@ _PROVIDERS = {
 }
 
 
-class MissingOperator:
-    """An operator of compiled mmcv that the stand-in does not have: it can be looked up, but not called."""
+def _missing(name: str) -> Callable[..., NoReturn]:
+    """Return an operator that the stand-in does not provide: it raises an error when it is called."""
 
-    def __init__(self, name: str) -> None:
-        self.name = self.__name__ = name
-
-    def __repr__(self) -> str:
-        return f'<{EXTENSION}.{self.name}: needs compiled mmcv>'
-
-    def __reduce__(self) -> tuple[Callable[[str], Callable[..., Any]], tuple[str]]:
-        return _operator, (self.name,)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
-            f'mmcv operator {self.name!r} needs an mmcv with compiled operators. This environment has mmcv '
+            f'mmcv operator {name!r} needs an mmcv with compiled operators. This environment has mmcv '
             'without them, and the stand-in of swinv2_mm provides only: '
             f'{", ".join(sorted(_PROVIDERS))}. To compile mmcv against the torch that is installed (about 20 '
             'minutes on two cores, and mmcv 2.3 needs torch < 2.14): `pip install --force-reinstall --no-deps '
@@ -65,56 +55,47 @@ class MissingOperator:
             'of the stand-in.'
         )
 
+    return missing
+
 
 class StandIn(ModuleType):
-    """The module that is placed at `mmcv._ext`."""
+    """The module that is installed as `mmcv._ext`."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        # No operator starts with an underscore. Import machinery, pickle and inspect probe for such names and
-        # must be told the truth.
+        # Operators do not start with an underscore, but importlib, pickle and inspect look up such names.
         if name.startswith('_'):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
-        operator: Callable[..., Any]
-        if name in _PROVIDERS:
-            provider = importlib.import_module(f'{__name__}.{_PROVIDERS[name]}')
-            operator = getattr(provider, name)
-        else:
-            operator = MissingOperator(name)
-        setattr(self, name, operator)  # the next lookup does not come here
+        if name not in _PROVIDERS:
+            return _missing(name)
+        operator = getattr(importlib.import_module(f'{__name__}.{_PROVIDERS[name]}'), name)
+        setattr(self, name, operator)  # the next lookup does not call `__getattr__`
         return operator
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_PROVIDERS})
-
-    def __reduce__(self) -> tuple[Callable[[], ModuleType], tuple[()]]:
-        # A module is not picklable by itself. By name it survives a copy and the way into a worker process.
-        return _extension, ()
 
 
 class _StandInLoader(Loader):
-    """Gives the stand-in's spec a loader: mmcv asks for one to tell whether it has operators."""
+    """Loader of the stand-in's spec: mmcv checks for a loader to find out whether it has operators."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run: the operators are looked up by name."""
+        """Do nothing: the operators are looked up by name."""
 
 
 def install() -> bool:
-    """Place the stand-in at `mmcv._ext` if mmcv is there and has no compiled operators of its own.
+    """Install the stand-in as `mmcv._ext` if mmcv is installed without compiled operators.
 
-    Cheap and idempotent; imports neither mmcv nor torch nor torchvision. Call it before anything imports
-    `mmcv.ops`; what mmdet or mmseg already put in the place of a failed import is mended (see `mend`).
+    Cheap and idempotent; does not import mmcv, torch or torchvision. Call it before anything imports `mmcv.ops`.
+    Substitutes for failed imports in mmdet and mmseg are replaced (see `mend`).
 
     Returns:
-        True if the stand-in is in place now, False if mmcv has compiled operators or is not installed.
+        True if the stand-in is installed, False if mmcv has compiled operators or is not installed.
     """
     if EXTENSION in sys.modules:
-        return _is_stand_in(sys.modules[EXTENSION])
+        return isinstance(sys.modules[EXTENSION], StandIn)
     if not _mmcv_lacks_operators():
         return False
-    spec = ModuleSpec(EXTENSION, _StandInLoader(), origin=_ORIGIN)
+    spec = ModuleSpec(EXTENSION, _StandInLoader(), origin=f'{__name__} (torchvision kernels)')
     extension = importlib.util.module_from_spec(spec)
     sys.modules[EXTENSION] = extension
     if 'mmcv' in sys.modules:
@@ -124,31 +105,14 @@ def install() -> bool:
     return True
 
 
-def _is_stand_in(module: ModuleType) -> bool:
-    # By origin and not by class: the class is another one after a reload of this module.
-    return getattr(getattr(module, '__spec__', None), 'origin', None) == _ORIGIN
-
-
 def _mmcv_lacks_operators() -> bool:
-    """Whether mmcv is installed without an `_ext` that this interpreter could import. Does not import mmcv."""
+    """Return whether mmcv is installed without an `_ext` that can be imported. Does not import mmcv."""
     try:
         package = importlib.util.find_spec('mmcv')
-    except ValueError:  # a hand-made module of that name, without a spec
+    except ValueError:  # a module without a spec, such as a mock
         return False
-    # A mere folder called `mmcv` on the path (a clone of its repository, say) has a spec without origin.
+    # A folder called `mmcv` on the path (such as a clone of its repository) has a spec without origin.
     if package is None or package.origin is None or package.submodule_search_locations is None:
         return False
     compiled = PathFinder.find_spec(EXTENSION, list(package.submodule_search_locations))
     return compiled is None or compiled.origin is None
-
-
-def _extension() -> ModuleType:
-    """What `mmcv._ext` is in this process: what a pickled stand-in becomes."""
-    install()
-    return importlib.import_module(EXTENSION)
-
-
-def _operator(name: str) -> Callable[..., Any]:
-    """What an operator is in this process: what a pickled missing one becomes."""
-    operator: Callable[..., Any] = getattr(_extension(), name)
-    return operator

@@ -1,14 +1,14 @@
 """Deformable convolutions of the mmcv stand-in, on torchvision's kernels.
 
 Without `mask` they are DCN (Dai et al., ICCV 2017), with it DCNv2 (Zhu et al., CVPR 2019). mmcv and torchvision
-agree on everything but the calling convention: the order of offsets (y before x, deformable groups outermost),
-zero padding around the map, and the layout of weights.
+differ in the calling convention only: the order of offsets (y before x, deformable groups outermost), the zero padding
+of the map and the layout of weights are the same. mmcv passes strides, paddings and similar arguments by keyword.
 
 Shape legend: B images, C and D input and output channels, (Kh, Kw) kernel, H W and (Ho, Wo) input and output
-size, G deformable groups. `columns` and `ones` are scratch buffers of mmcv's kernels and stay unused.
+size, G deformable groups. `columns` and `ones` are scratch buffers of mmcv's kernels and are not used.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
@@ -16,18 +16,12 @@ from torch import Tensor
 
 from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
 
-
-class _Geometry(NamedTuple):
-    """The integer arguments of torchvision's kernels, in their order."""
-
-    stride_h: int
-    stride_w: int
-    pad_h: int
-    pad_w: int
-    dilation_h: int
-    dilation_w: int
-    groups: int
-    deform_groups: int
+# mmcv's names of the integer arguments of torchvision's kernels, in order.
+_DCN = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW', 'group', 'deformable_group')
+_DCN_V2 = (
+    *('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w'),
+    *('group', 'deformable_group'),
+)
 
 
 def deform_conv_forward(
@@ -37,21 +31,10 @@ def deform_conv_forward(
     output: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **settings: Any,
 ) -> None:
-    """Write the convolution of `input` (B, C, H, W) with `offset` (B, 2 * G * Kh * Kw, Ho, Wo) into `output`."""
-    geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    output.copy_(_convolve(input, weight, offset, None, None, geometry))
+    """Compute the convolution of `input` (B, C, H, W) with `offset` (B, 2 * G * Kh * Kw, Ho, Wo) into `output`."""
+    output.copy_(_forward(input, weight, offset, None, None, [settings[n] for n in _DCN]))
 
 
 def deform_conv_backward_input(
@@ -62,23 +45,13 @@ def deform_conv_backward_input(
     grad_offset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
-    im2col_step: int,
+    **settings: Any,
 ) -> None:
     """Add the gradients of the input and of the offsets to their buffers."""
-    geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    grads = _gradients(grad_output, input, weight, offset, None, None, geometry)
-    grad_input += grads.input
-    grad_offset += grads.offset
+    geometry = [settings[n] for n in _DCN]
+    grads = _backward(grad_output, input, weight, offset, None, None, geometry)
+    grad_input += grads[0]
+    grad_offset += grads[2]
 
 
 def deform_conv_backward_parameters(
@@ -88,26 +61,14 @@ def deform_conv_backward_parameters(
     grad_weight: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,
-    kH: int,
-    dW: int,
-    dH: int,
-    padW: int,
-    padH: int,
-    dilationW: int,
-    dilationH: int,
-    group: int,
-    deformable_group: int,
     scale: float,
-    im2col_step: int,
+    **settings: Any,
 ) -> None:
     """Add `scale` times the gradient of the weight to its buffer."""
-    geometry = _Geometry(dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
-    # The gradient of the weight does not depend on the weight: its buffer gives the shape.
-    grads = _gradients(
-        grad_output, input, torch.zeros_like(grad_weight), offset, None, None, geometry
-    )
-    grad_weight += scale * grads.weight
+    geometry = [settings[n] for n in _DCN]
+    # Only the shape of the weight matters here, so its gradient buffer is passed instead.
+    weight = torch.zeros_like(grad_weight)
+    grad_weight += scale * _backward(grad_output, input, weight, offset, None, None, geometry)[1]
 
 
 def modulated_deform_conv_forward(
@@ -119,23 +80,12 @@ def modulated_deform_conv_forward(
     mask: Tensor,
     output: Tensor,
     columns: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **settings: Any,
 ) -> None:
-    """As `deform_conv_forward`, with a factor per sample, `mask` (B, G * Kh * Kw, Ho, Wo), and a bias (D,)."""
-    geometry = _Geometry(
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
-    )
-    output.copy_(_convolve(input, weight, offset, mask, bias if with_bias else None, geometry))
+    """Like `deform_conv_forward`, with a factor per sample, `mask` (B, G * Kh * Kw, Ho, Wo), and a bias (D,)."""
+    geometry = [settings[n] for n in _DCN_V2]
+    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, geometry))
 
 
 def modulated_deform_conv_backward(
@@ -152,78 +102,42 @@ def modulated_deform_conv_backward(
     grad_offset: Tensor,
     grad_mask: Tensor,
     grad_output: Tensor,
-    kernel_h: int,
-    kernel_w: int,
-    stride_h: int,
-    stride_w: int,
-    pad_h: int,
-    pad_w: int,
-    dilation_h: int,
-    dilation_w: int,
-    group: int,
-    deformable_group: int,
     with_bias: bool,
+    **settings: Any,
 ) -> None:
     """Add all gradients of `modulated_deform_conv_forward` to their buffers."""
-    geometry = _Geometry(
-        stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group
-    )
-    grads = _gradients(
-        grad_output, input, weight, offset, mask, bias if with_bias else None, geometry
-    )
-    grad_input += grads.input
-    grad_weight += grads.weight
-    grad_offset += grads.offset
-    grad_mask += grads.mask
-    if with_bias:
-        grad_bias += grads.bias
+    geometry = [settings[n] for n in _DCN_V2]
+    grads = _backward(grad_output, input, weight, offset, mask, None, geometry)
+    buffers = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
+    for buffer, grad in zip(buffers[: 5 if with_bias else 4], grads):
+        buffer += grad
 
 
-class _Gradients(NamedTuple):
-    """What torchvision's backward kernel returns, in its order."""
-
-    input: Tensor
-    weight: Tensor
-    offset: Tensor
-    mask: Tensor
-    bias: Tensor
+def _forward(*arguments: Any) -> Tensor:
+    return torch.ops.torchvision.deform_conv2d(*_operands(*arguments))
 
 
-def _convolve(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    geometry: _Geometry,
-) -> Tensor:
-    operands = _operands(input, weight, offset, mask, bias)
-    return torch.ops.torchvision.deform_conv2d(*operands, *geometry, mask is not None)
-
-
-def _gradients(
-    grad: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    bias: Tensor | None,
-    geometry: _Geometry,
-) -> _Gradients:
-    operands = _operands(input, weight, offset, mask, bias)
-    grad = grad.to(operands[0].dtype)
-    return _Gradients(
-        *torch.ops.torchvision._deform_conv2d_backward(grad, *operands, *geometry, mask is not None)
-    )
+def _backward(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of the input, the weight, the offsets, the mask and the bias."""
+    operands = _operands(*arguments)
+    return torch.ops.torchvision._deform_conv2d_backward(grad.to(operands[0].dtype), *operands)
 
 
 def _operands(
-    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The tensor arguments of torchvision's kernels, all of one format; what is absent is a placeholder."""
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: list[int],
+) -> tuple[Any, ...]:
+    """Return the arguments of torchvision's kernels, tensors in one dtype, with placeholders for missing ones."""
     dtype = working_dtype(input, weight, offset)
-    if mask is None:
-        mask = input.new_zeros((input.size(0), 1))
-    if bias is None:
-        bias = weight.new_zeros(weight.size(0))
-    return input.to(dtype), weight.to(dtype), offset.to(dtype), mask.to(dtype), bias.to(dtype)
+    tensors = (
+        input,
+        weight,
+        offset,
+        input.new_zeros((input.size(0), 1)) if mask is None else mask,
+        weight.new_zeros(weight.size(0)) if bias is None else bias,
+    )
+    return (*(tensor.to(dtype) for tensor in tensors), *geometry, mask is not None)

@@ -1,23 +1,16 @@
-"""The number format in which the operators of the mmcv stand-in compute."""
+"""Dtype in which the operators of the mmcv stand-in compute."""
+
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
-    """The smallest format of at least float32 that holds all the given tensors without loss.
+    """Return float32, or float64 if any of the tensors needs it.
 
-    torchvision's CPU kernels take no half or bfloat16, and coordinate arithmetic in either is wrong by whole
-    pixels on feature maps of ordinary size. The operators therefore compute in float32 (float64 for float64) on
-    every device and round once, into the caller's output.
-
-    Args:
-        tensors: the operands; integer tensors count as float32.
-
-    Returns:
-        `torch.float32` or `torch.float64`.
+    torchvision's CPU kernels do not support half or bfloat16, and coordinates in these formats are wrong by whole
+    pixels on feature maps of common sizes. The operators therefore compute in this dtype on every device and round
+    once, when they write the output.
     """
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)

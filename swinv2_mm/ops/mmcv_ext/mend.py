@@ -1,25 +1,25 @@
-"""Undo what mmdet and mmseg do when they are imported before mmcv has operators.
+"""Repair mmdet and mmseg modules that were imported before mmcv had operators.
 
-OneDL's versions catch the failed import of `mmcv.ops` and put something in the place of what they wanted: mmdet a
-function or class that raises "requires mmcv to be compiled with ops" when it is used, mmseg None. A module that
-was imported before the stand-in keeps that for good; a Mask R-CNN then builds and fails in its first training
-step. Here they get what they asked for.
+OneDL's versions catch the failed import of `mmcv.ops` and use substitutes: in mmdet a function or class that raises
+"requires mmcv to be compiled with ops" when it is used, in mmseg None. A module that was imported before the stand-in
+keeps its substitutes; a Mask R-CNN then builds and fails in its first training step. This module replaces them by the
+operators.
 """
 
 import sys
 from types import FunctionType, ModuleType
 from typing import Any
 
-# Words of the message that mmdet's substitutes raise.
+# Part of the message that mmdet's substitutes raise.
 _COMPLAINT = 'mmcv to be compiled'
-# What mmseg sets to None. A None of another name is somebody's ordinary None.
+# Names that mmseg sets to None. Other names that are None are left alone.
 _NONE_IN_MMSEG = frozenset(
     {'CrissCrossAttention', 'PSAMask', 'point_sample', '_sigmoid_focal_loss'}
 )
 
 
 def mend_failed_imports() -> None:
-    """Replace the substitutes in all loaded mmdet and mmseg modules. Call it when `mmcv._ext` is in place."""
+    """Replace the substitutes in all loaded mmdet and mmseg modules. Call it after `mmcv._ext` is installed."""
     substitutes = [
         (module, name)
         for module_name, module in list(sys.modules.items())

@@ -1,24 +1,24 @@
 """Hard non-maximum suppression of the mmcv stand-in: `nms` and `nms_match`.
 
-Boxes are (x1, y1, x2, y2) in pixels. Equal scores keep their order: of two boxes with the same score the one
-with the smaller index is taken first. (mmcv's compiled operators leave that to a sort which is not stable, so
-that their choice among equals may differ from this one, and from one machine to the next.)
+Boxes are (x1, y1, x2, y2) in pixels. Equal scores keep their order: of two boxes with the same score, the one with the
+smaller index comes first. (mmcv's compiled operators use an unstable sort, so their order of equal scores may differ
+from this one and between machines.)
 """
 
-import struct
-
+import numpy as np
 import torch
-import torchvision
 from torch import Tensor
+from torchvision.ops import box_iou
+from torchvision.ops import nms as torchvision_nms
 
 from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes that no better box overlaps by more than the threshold.
+    """Return the indices of the boxes that do not overlap a better kept box by more than the threshold.
 
     Args:
-        boxes: (N, 4) boxes, of any number format.
+        boxes: (N, 4) boxes of any dtype.
         scores: (N,) scores.
         iou_threshold: a box is dropped when its IoU with a kept one is greater.
         offset: 0, or 1 where a box covers the pixels from x1 to x2 inclusive (width x2 - x1 + 1).
@@ -27,18 +27,15 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         int64 indices of the kept boxes, best score first.
     """
     dtype = working_dtype(boxes, scores)
-    boxes = boxes.to(dtype)
-    if offset:
-        # Moving the far corner is the same as adding the offset to every width and height: of the boxes and of
-        # their intersections.
-        boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
-    # mmcv takes the threshold as a C float. An IoU of exactly 0.1f is above the double 0.1, so it matters.
-    threshold = (
-        struct.unpack('f', struct.pack('f', iou_threshold))[0]
-        if dtype == torch.float32
-        else iou_threshold
-    )
-    return torchvision.ops.nms(boxes, scores.to(dtype), threshold)
+    if dtype == torch.float32:
+        # mmcv passes the threshold as a C float; an IoU of exactly 0.1f is above the double 0.1.
+        iou_threshold = float(np.float32(iou_threshold))
+    return torchvision_nms(with_offset(boxes.to(dtype), offset), scores.to(dtype), iou_threshold)
+
+
+def with_offset(boxes: Tensor, offset: int) -> Tensor:
+    """Add `offset` to the far corners, and so to the sides of boxes and intersections."""
+    return torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1) if offset else boxes
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -46,41 +43,17 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
 
     Args:
         dets: (N, 5) boxes with their score last.
-        iou_threshold: a box joins the group of a better one when their IoU is at least this.
+        iou_threshold: a box joins the group of a better one when their IoU is at least this value.
 
     Returns:
-        One list of indices per kept box, in the order of their scores: the kept box first, then the boxes it
-        suppressed.
+        One list of indices per kept box, by decreasing score: the kept box, then the boxes that it suppressed.
     """
-    dets = dets.to(working_dtype(dets))
-    coords, scores = dets[:, :4].t(), dets[:, 4]
-    areas = (coords[2] - coords[0]) * (coords[3] - coords[1])
-    remaining = scores.sort(descending=True, stable=True).indices
+    boxes = dets[:, :4].to(working_dtype(dets))
+    remaining = dets[:, 4].sort(descending=True, stable=True).indices
     groups = []
     while remaining.numel():
-        best, others = remaining[0], remaining[1:]
-        overlap = overlaps(coords[:, best], areas[best], coords[:, others], areas[others])
-        suppressed = overlap >= iou_threshold
-        groups.append([int(best), *others[suppressed].tolist()])
+        best, others = remaining[:1], remaining[1:]
+        suppressed = box_iou(boxes[best], boxes[others])[0] >= iou_threshold
+        groups.append([*best.tolist(), *others[suppressed].tolist()])
         remaining = others[~suppressed]
     return groups
-
-
-def overlaps(box: Tensor, area: Tensor, others: Tensor, areas: Tensor, offset: int = 0) -> Tensor:
-    """IoU of one box with others.
-
-    Args:
-        box: (4,) a box.
-        area: () its area, counted with the same offset.
-        others: (4, N) the other boxes, one per column.
-        areas: (N,) their areas.
-        offset: what a width is longer than x2 - x1.
-
-    Returns:
-        (N,) IoU; NaN where the union is empty, which compares false with every threshold.
-    """
-    near = torch.maximum(others[:2], box[:2, None])
-    far = torch.minimum(others[2:], box[2:, None])
-    sides = (far - near + offset).clamp_(min=0)
-    intersection = sides[0] * sides[1]
-    return intersection / (area + areas - intersection)

@@ -1,7 +1,7 @@
 """RoIAlign of the mmcv stand-in (He et al., "Mask R-CNN", ICCV 2017), on torchvision's kernels.
 
-They have no max mode: it takes the greatest of their averages over one sample each. Their gradient runs on one core of a
-CPU and is not deterministic on a GPU, where matrix products replace it.
+They do not have a max mode: here it is the maximum of averages over one sample each. Their gradient is serial on a CPU
+and not deterministic on a GPU; matrix products replace it there.
 
 Shape legend: B images, C channels, H W feature height and width, K regions, (Ph, Pw) bins of a region.
 """
@@ -14,9 +14,9 @@ from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
 
 MAX, AVERAGE = 0, 1
 
-# A coordinate off every map. A sample counts up to one pixel off, so that this one has no weight anywhere.
+# A coordinate outside of every map. Samples more than one pixel outside have weight 0.
 _OUTSIDE = -2.0
-# Sample values, or weights of rows and columns, held at a time to bound memory (float32: 32 MB).
+# Maximum number of sample values, or of weights of rows and columns, in memory (float32: 32 MB).
 _VALUES_AT_A_TIME = 2**23
 
 
@@ -38,19 +38,19 @@ def roi_align_forward(
     Args:
         input: (B, C, H, W) features.
         rois: (K, 5) regions: image index, then x1, y1, x2, y2 in image pixels.
-        output: (K, C, Ph, Pw), overwritten. A bin without a sample (a region without area) gives 0.
+        output: (K, C, Ph, Pw), overwritten. A bin without samples (a region without area) is 0.
         argmax_y: (K, C, Ph, Pw), overwritten in max mode: the row of the greatest sample.
-        argmax_x: likewise its column.
+        argmax_x: (K, C, Ph, Pw), overwritten in max mode: its column.
         aligned_height: Ph.
         aligned_width: Pw.
         spatial_scale: feature pixels per image pixel.
         sampling_ratio: samples per bin and direction; 0 takes about one per feature pixel.
-        pool_mode: 0 takes the greatest sample of a bin, 1 their average.
-        aligned: whether pixel centres lie at half coordinates (and regions may be smaller than a pixel).
+        pool_mode: 0 for the greatest sample of a bin, 1 for the average.
+        aligned: whether pixel centres are at half coordinates (and regions may be smaller than a pixel).
 
     Raises:
-        ValueError: a region is not finite, names no image, or ends before it begins (CPU only: looking at the
-            values would stall a GPU).
+        ValueError: a region is not finite, has an invalid image index, or has a negative size (checked on the CPU
+            only: the check would synchronise a GPU).
     """
     if output.numel() == 0:
         return
@@ -66,7 +66,7 @@ def roi_align_forward(
     argmax_y.fill_(_OUTSIDE)
     argmax_x.fill_(_OUTSIDE)
     start, step, counts = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
-    top, left = (torch.arange(n, device=rois.device) for n in bins)
+    top, left = (torch.arange(n, dtype=dtype, device=rois.device) for n in bins)
     for count in counts.unique(dim=0):
         rows, columns = count.tolist()
         if rows * columns == 0:
@@ -76,13 +76,10 @@ def roi_align_forward(
         for k in (counts == count).all(dim=1).nonzero()[:, 0].split(at_a_time):
             samples = pool(input, rois[k], spatial_scale, *fine, 1, aligned)
             samples = samples.unflatten(3, (-1, columns)).unflatten(2, (-1, rows)).transpose(3, 4)
-            greatest, where = samples.flatten(4).max(dim=4)  # the first of equal ones
-            y = start[k, :1, None, None] + step[k, :1, None, None] * (
-                top[:, None] + (where // columns + 0.5) / rows
-            )
-            x = start[k, 1:, None, None] + step[k, 1:, None, None] * (
-                left + (where % columns + 0.5) / columns
-            )
+            greatest, where = samples.flatten(4).max(dim=4)  # the first of equal samples
+            (y, x), (high, wide) = (t[k, :, None, None, None].unbind(1) for t in (start, step))
+            y = y + high * (top[:, None] * rows + where // columns + 0.5) / rows
+            x = x + wide * (left * columns + where % columns + 0.5) / columns
             for buffer, result in ((output, greatest), (argmax_y, y), (argmax_x, x)):
                 buffer[k] = result.to(buffer.dtype)
 
@@ -110,7 +107,9 @@ def roi_align_backward(
         grad_input += _scatter_to_greatest(grad, rois, argmax_y, argmax_x, grad_input.shape)
     elif grad.device.type == 'cpu' or torch.are_deterministic_algorithms_enabled():
         grid = _sample_grid(rois, bins, spatial_scale, sampling_ratio, aligned)
-        _add_by_products(grad, rois[:, 0].long(), grid, grad_input)
+        sums = grad_input.to(dtype)  # half precision is rounded once
+        _add_by_products(grad, rois[:, 0].long(), grid, sums)
+        grad_input.copy_(sums)
     else:
         grad_input += torch.ops.torchvision._roi_align_backward(
             grad, rois, spatial_scale, *bins, *grad_input.shape, sampling_ratio, aligned
@@ -124,7 +123,7 @@ def _sample_grid(
     sampling_ratio: int,
     aligned: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Start, size of a bin (both in feature pixels) and samples per bin of each region, (K, 2) each: y, x."""
+    """Return start, bin size (both in feature pixels) and samples per bin of each region, (K, 2) each: y, x."""
     corners = rois[:, [2, 1, 4, 3]] * spatial_scale - (0.5 if aligned else 0.0)
     start, end = corners.split(2, dim=1)
     extent = (end - start).clamp(min=0.0 if aligned else 1.0)
@@ -137,16 +136,16 @@ def _sample_grid(
 def _add_by_products(
     grad: Tensor, images: Tensor, grid: tuple[Tensor, Tensor, Tensor], grad_input: Tensor
 ) -> None:
-    """The gradient of average pooling as two small matrix products per region, added where the region lies.
+    """Add the gradient of average pooling, two small matrix products per region.
 
-    A bin's samples are all pairs of a row and a column position, so that a pixel's weight in it is the product of its
-    row's weight and its column's.
+    The samples of a bin are all pairs of a row and a column position, so the weight of a pixel is the product of the
+    weights of its row and its column.
     """
     weights_of_one = sum(n * size for n, size in zip(grad.shape[2:], grad_input.shape[2:]))
     at_a_time = max(1, _VALUES_AT_A_TIME // weights_of_one)
     for grads, indices, *part in zip(*(t.split(at_a_time) for t in (grad, images, *grid))):
         rows, columns = (
-            _bin_weights(*(t[:, axis, None] for t in part), grad.size(2 + axis), size)
+            _bin_weights([t[:, axis, None] for t in part], grad.size(2 + axis), size)
             for axis, size in enumerate(grad_input.shape[2:])
         )
         spans = zip(indices.tolist(), _spans(rows), _spans(columns))
@@ -156,8 +155,9 @@ def _add_by_products(
                 grad_input[image, :, top:bottom, left:right] += rows[k, :, top:bottom].t() @ across
 
 
-def _bin_weights(start: Tensor, step: Tensor, count: Tensor, bins: int, size: int) -> Tensor:
-    """How much each pixel along an axis counts in the average of a bin: (K, bins, size) of (K, 1) each."""
+def _bin_weights(grid: list[Tensor], bins: int, size: int) -> Tensor:
+    """Return the weights of pixels along an axis in the average of each bin, (K, bins, size), from (K, 1) inputs."""
+    start, step, count = grid
     weights = start.new_zeros(len(start), bins, size)
     first = torch.arange(bins, device=start.device) * step + start
     for sample in range(int(count.max())):
@@ -169,7 +169,7 @@ def _bin_weights(start: Tensor, step: Tensor, count: Tensor, bins: int, size: in
 
 
 def _spans(weights: Tensor) -> list[list[int]]:
-    """The range of pixels that have weight in any bin, for each region of (K, bins, pixels): 0, 0 for none."""
+    """Return the range of pixels with non-zero weight in any bin, per region of (K, bins, pixels); [0, 0] if none."""
     counts = weights.ne(0).any(dim=1)
     index = torch.arange(weights.size(2), device=weights.device)
     first = torch.where(counts, index, weights.size(2)).amin(dim=1)
@@ -180,10 +180,10 @@ def _spans(weights: Tensor) -> list[list[int]]:
 def _scatter_to_greatest(
     grad: Tensor, rois: Tensor, y: Tensor, x: Tensor, shape: torch.Size
 ) -> Tensor:
-    """The gradient of max pooling: each bin's goes to the four pixels around its greatest sample."""
+    """Add the gradient of max pooling: that of each bin goes to the four pixels around its greatest sample."""
     _, channels, height, width = shape
     planes = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
-    origin = planes[:, :, None, None] * (height * width)  # where a plane begins in the flat map
+    origin = planes[:, :, None, None] * (height * width)  # start of a plane in the flat map
     sums = grad.new_zeros(shape.numel())
     for row, row_weight in _axis_corners(y.to(grad.dtype), height):
         for column, column_weight in _axis_corners(x.to(grad.dtype), width):
@@ -193,9 +193,9 @@ def _scatter_to_greatest(
 
 
 def _axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The lower and the upper pixel around each coordinate along an axis, and their weights in linear interpolation.
+    """Return the lower and the upper pixel around each coordinate on an axis, and their interpolation weights.
 
-    Up to one pixel off the map a coordinate takes the border's value; beyond, all weights are 0.
+    Up to one pixel outside the map the border value is used; beyond, all weights are 0.
     """
     inside = (coords >= -1) & (coords <= size)
     coords = coords.clamp(0, size - 1)
@@ -206,7 +206,7 @@ def _axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tup
 
 
 def _check_rois(rois: Tensor, batch: int, aligned: bool) -> None:
-    """Refuse regions by which kernels would read or allocate without looking."""
+    """Raise an error for regions with which kernels would read or allocate out of bounds."""
     if rois.device.type != 'cpu':
         return
     wrong = ~rois.isfinite().all(dim=1) | (rois[:, 0] < 0) | (rois[:, 0] >= batch)

@@ -7,15 +7,15 @@ from functools import partial
 
 from torch import Tensor
 
-from swinv2_mm.execution import calls_kernels_directly, choose_backend
 from swinv2_mm.ops import private
+from swinv2_mm.ops.execution import calls_kernels_directly, choose_backend
 from swinv2_mm.ops.window_attention.fused import fused_window_attention
 from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention
 from swinv2_mm.ops.window_attention.partition import Band, WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
 from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention
 
-# Gives what `change(table)` gives, computed anew or kept under a name.
+# Returns `change(table)`, computed or cached under a name.
 Derive = Callable[[Hashable, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -29,21 +29,21 @@ def window_attention(
     backend: str = 'auto',
     sequential: bool = False,
 ) -> Tensor:
-    """Scaled cosine attention with relative position bias (SwinV2 paper, equation 2) inside the windows of a map.
+    """Compute scaled cosine attention with relative position bias (SwinV2 paper, equation 2) in windows of a map.
 
     Shapes: B batch, H x W tokens of the map, nH heads, D channels of a head.
 
     Args:
-        qkv: `(B, H, W, 3 * nH * D)`: queries, keys and values beside one another, not normalised.
+        qkv: `(B, H, W, 3 * nH * D)`: concatenated queries, keys and values, not normalised.
         scale: `(nH, 1, 1)`, the inverse temperature that multiplies the cosines.
-        bias_table: `(nH, 2 * Wh - 1, 2 * Ww - 1)` for windows of Wh x Ww tokens: what is added to the logits, by the
-            row and column offset of query minus key. Or, without gradients, a function `(name, change)` that returns
-            `change(table)` and may keep it under that name.
-        partition: How the map is cut into windows, or the band of a map.
-        dropout_p: Probability with which an attention weight is dropped.
-        backend: One of `swinv2_mm.execution.BACKENDS`. Every backend equals `'reference'`.
-        sequential: Whether windows are attended one after the other: the least memory, and the slowest. `'triton'`
-            and `'llvm'` store no scores in either case.
+        bias_table: `(nH, 2 * Wh - 1, 2 * Ww - 1)` for windows of Wh x Ww tokens: added to the logits, by the row and
+            column offset of query minus key. Or, without gradients, a function `(name, change)` that returns
+            `change(table)` and may cache it under that name.
+        partition: The windows of the map, or of a band of it.
+        dropout_p: Dropout of attention weights.
+        backend: One of `swinv2_mm.ops.execution.BACKENDS`. All backends compute the same as `'reference'`.
+        sequential: Whether to process windows one by one: least memory, slowest. `'triton'` and `'llvm'` never store
+            scores.
 
     Returns:
         `(B, H, W, nH * D)` in the dtype of `qkv`.
@@ -87,7 +87,7 @@ def _derive(table: Tensor, name: Hashable, change: Callable[[Tensor], Tensor]) -
 def check_inputs(
     qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition | Band
 ) -> None:
-    """Check the inputs of `window_attention`: some backends would read beyond the end of a wrong one.
+    """Check the inputs of `window_attention`, since some backends would read out of bounds.
 
     Raises:
         ValueError: If the shapes disagree, or the tensors are on different devices.

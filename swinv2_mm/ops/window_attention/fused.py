@@ -1,9 +1,8 @@
-"""Attention without masks, padding or stored scores, on torch's own kernels.
+"""Attention without masks, padding or stored scores, with operators of torch.
 
-A shifted, padded window under a mask is a set of smaller windows that know nothing of one another
-(`WindowPartition.tiles`). Taken one by one they need no shift, no padding and no mask, and the work on masked scores is
-saved. They are taken in chunks that fit the cache; the backward pass computes the scores of a chunk once more instead
-of keeping them, so that memory does not grow with windows x N x N.
+A shifted, padded and masked window is equivalent to a set of independent smaller windows (`WindowPartition.tiles`).
+These do not need shift, padding or masks, and masked scores are not computed. They are processed in chunks that fit the
+cache. The backward pass recomputes the scores of a chunk, so that memory does not grow with windows x N x N.
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ from swinv2_mm.ops.window_attention.reference import (
     expand_bias,
 )
 
-# Bytes that a chunk may hold on the CPU, so that they stay in its cache: of queries, keys and values in the forward
-# pass, and of scores in the backward pass.
+# Bytes of a chunk that stay in the cache of a CPU: of queries, keys and values in the forward pass, and of scores in
+# the backward pass.
 CHUNK_BYTES = 2**22
-# On a GPU a chunk should rather fill the device; but the windows of a chunk are an axis of the grid of torch's kernels.
+# On a GPU larger chunks are faster, limited by the grid size of torch's kernels.
 CHUNK_BYTES_GPU = 2**28
 MOST_WINDOWS_GPU = 2**16 - 1
 
 
 def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
-    """The biases of a smaller window: the middle of the table, a view `(nH, 2 * h - 1, 2 * w - 1)`."""
+    """Return the biases of a smaller window: the middle of the table, a view `(nH, 2 * h - 1, 2 * w - 1)`."""
     top, left = ((extent + 1) // 2 - side for extent, side in zip(table.shape[1:], window))
     return table[:, top : top + 2 * window[0] - 1, left : left + 2 * window[1] - 1]
 
 
 def inverse_norms(x: Tensor) -> Tensor:
-    """One over the length of the vectors of the last axis, 0 where `reference.normalize` gives 0; `(..., 1)`.
+    """Return the inverse norms of the vectors of the last axis, `(..., 1)` in at least fp32.
 
-    In fp32 at least.
+    They are 0 where `reference.normalize` returns 0.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
     norms = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
@@ -48,14 +47,14 @@ def inverse_norms(x: Tensor) -> Tensor:
 
 
 def unit_factors(qkv: Tensor, scale: Tensor) -> Tensor:
-    """What makes queries unit vectors times `scale`, and keys unit vectors.
+    """Return the inverse norms of queries, times `scale`, and of keys.
 
     Args:
         qkv: `(B, H, W, 3 * nH * D)`.
-        scale: `(nH, 1, 1)`, in fp32 at least.
+        scale: `(nH, 1, 1)`, in at least fp32.
 
     Returns:
-        `(B, H, W, 2 * nH)` in fp32 at least.
+        `(B, H, W, 2 * nH)` in at least fp32.
     """
     factors = inverse_norms(qkv.unflatten(-1, (3, len(scale), -1))[..., :2, :, :])
     factors[..., 0, :, :].mul_(scale.view(-1, 1))
@@ -63,17 +62,17 @@ def unit_factors(qkv: Tensor, scale: Tensor) -> Tensor:
 
 
 def _heads_first(windows: Tensor, parts: int, heads: int) -> Tensor:
-    """From `Tile.view`, `(B, rows, cols, h, w, parts * nH * D)`, to a view `(parts, B, rows, cols, nH, h, w, D)`."""
+    """View `Tile.view`, `(B, rows, cols, h, w, parts * nH * D)`, as `(parts, B, rows, cols, nH, h, w, D)`."""
     return windows.unflatten(-1, (parts, heads, -1)).permute(5, 0, 1, 2, 6, 3, 4, 7)
 
 
 def windows_per_chunk(bytes_per_window: int, device: torch.device, sequential: bool = False) -> int:
-    """How many windows of a tile make a chunk."""
+    """Return the number of windows per chunk."""
     if sequential:
         return 1
     most = 2**31 if device.type == 'cpu' else MOST_WINDOWS_GPU
     if torch.compiler.is_compiling():
-        return most  # the compiler has its own way of cutting loops, and would unroll these
+        return most  # the compiler would unroll the loop over chunks
     budget = CHUNK_BYTES if device.type == 'cpu' else CHUNK_BYTES_GPU
     return min(most, max(1, budget // bytes_per_window))
 
@@ -85,14 +84,14 @@ def attend_tiles(
     bias_of: Callable[[tuple[int, int]], Tensor],
     sequential: bool = False,
 ) -> Tensor:
-    """Attention inside the windows of a map, without gradients.
+    """Compute attention inside the windows of a map, without gradients.
 
     Args:
         tiles: The windows.
         qkv: `(B, H, W, 3 * nH * D)`.
-        scale: `(nH, 1, 1)`, in fp32 at least.
-        bias_of: From height and width of a window to its bias, `(nH, N, N)` in fp32 at least.
-        sequential: Whether the windows are taken one after the other.
+        scale: `(nH, 1, 1)`, in at least fp32.
+        bias_of: Function from height and width of a window to its bias, `(nH, N, N)` in at least fp32.
+        sequential: Whether to process windows one by one.
 
     Returns:
         `(B, H, W, nH * D)`.
@@ -105,7 +104,7 @@ def attend_tiles(
         size = tokens * qkv.shape[3] * bias.itemsize
         for chunk in tile.chunks(len(qkv), windows_per_chunk(size, qkv.device, sequential)):
             source = _heads_first(chunk.view(qkv), 3, heads)
-            # While they are cut out, queries and keys are normalised and heads come before tokens, as products like it.
+            # One copy cuts out the windows, normalises queries and keys and moves heads before tokens.
             cut = bias.new_empty(source.shape)
             torch.mul(source[:2], _heads_first(chunk.view(factors), 2, heads), out=cut[:2])
             cut[2].copy_(source[2])
@@ -118,7 +117,7 @@ def attend_tiles(
 def _backward_of_chunk(
     qkv: Tensor, grad: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward pass of the attention inside windows.
+    """Run the backward pass of the attention inside windows.
 
     Args:
         qkv: `(3, n, nH, N, D)`.
@@ -143,7 +142,7 @@ def _backward_of_chunk(
     torch.bmm(of_scores, k, out=grads[0].view(q.shape))
     torch.bmm(of_scores.transpose(1, 2), q, out=grads[1].view(q.shape))
     torch.bmm(weights.transpose(1, 2), grad, out=grads[2].view(q.shape))
-    # Through the normalisation: what is parallel to the unit vector cannot change its direction.
+    # Gradient of the normalisation: remove the component parallel to the unit vector.
     parallel = (grads[:2] * units).sum(-1, keepdim=True)
     grad_scale = parallel[0].sum((0, 2, 3))
     grads[:2].sub_(units.mul_(parallel)).mul_(inverse)
@@ -184,13 +183,13 @@ class _FusedWindowAttention(torch.autograd.Function):
                     expanded = expand_bias(part)
                 bias = expanded.detach()
                 grad_bias = torch.zeros_like(bias)
-                size = 2 * len(table) * tokens * tokens * exact.itemsize  # two arrays live at once
+                size = 2 * len(table) * tokens * tokens * exact.itemsize  # two arrays exist at once
                 most = windows_per_chunk(size, qkv.device, ctx.sequential)
                 for chunk in tile.chunks(len(qkv), most):
                     source = _heads_first(chunk.view(qkv), 3, len(table))
                     of_out = _heads_first(chunk.view(grad), 1, len(table))
                     shape = (-1, len(table), tokens, source.shape[-1])
-                    # One copy brings heads before tokens, so that every product is a batched matrix product.
+                    # One copy moves heads before tokens for batched matrix products.
                     grads, of_scale, of_bias = _backward_of_chunk(
                         source.to(exact).contiguous().view(3, *shape),
                         of_out.to(exact).contiguous().view(shape),
@@ -228,7 +227,7 @@ def fused_window_attention(
     partition: WindowPartition | Band,
     sequential: bool = False,
 ) -> Tensor:
-    """See `window_attention`. Scores are in fp32 at least; second derivatives are those of the reference."""
+    """Compute `window_attention`. Scores are in at least fp32; second derivatives are those of the reference."""
     if not torch.is_grad_enabled():
         return _infer(qkv, scale, derive, partition, sequential)
     table = derive('table', lambda given: given)

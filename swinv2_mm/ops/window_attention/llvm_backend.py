@@ -1,8 +1,7 @@
-"""Attention on a CPU by kernels that LLVM compiles: nothing the size of the map is copied, and no score is stored.
+"""Attention on a CPU with kernels compiled by LLVM, without copies of the map and without stored scores.
 
-Their tasks are the same in every run with as many threads, and so are the sums of gradients. Kernels are wrapped as
-operators of torch, so that `torch.compile` takes them as they are. llvmlite is imported when a kernel could run first,
-never before.
+Gradients are deterministic for a given number of threads. Kernels are wrapped as operators of torch, so that
+`torch.compile` does not trace them. llvmlite is imported when a kernel is first needed.
 """
 
 # Annotations are not postponed here: torch reads those of operators.
@@ -16,19 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.execution import LLVM_LANES as LANES
+from swinv2_mm.ops.execution import LLVM_LANES as LANES
 from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.optional import register_flop_formula
 from swinv2_mm.ops.window_attention.partition import Band, Run, Runs, WindowPartition
 from swinv2_mm.ops.window_attention.reference import differentiable_gradients
 
-# Tasks of a thread: as many as share the work evenly, few enough that laying out biases is of no account.
+# Tasks per thread: enough to balance the load, few enough that expanding biases takes little time.
 TASKS_PER_THREAD = 4
 
 
 @functools.cache
 def _kernels() -> tuple[Any, Any]:
-    """The modules of the forward and of the backward pass."""
+    """Import the modules of the forward and the backward pass."""
     from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel
 
     return llvm_kernel, llvm_backward_kernel
@@ -36,12 +35,12 @@ def _kernels() -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tasks of a call.
+    """Tasks of a call.
 
     Attributes:
         tasks: `(nH * tasks per head, TASK)`, see `llvm_windows`; head by head.
-        tokens: Of the largest window.
-        pixels: What the tasks hold addresses of.
+        tokens: Tokens of the largest window.
+        pixels: Pixel indices that the tasks point to.
     """
 
     tasks: Tensor
@@ -90,7 +89,7 @@ def _numbers(runs: Sequence[Run]) -> list[int]:
 
 
 class _Launch:
-    """What the kernels have in common for one map."""
+    """Shared arguments of the kernels for one map."""
 
     def __init__(self, qkv: Tensor, table: Tensor, runs: Runs) -> None:
         images, height, width, channels = qkv.shape
@@ -108,10 +107,10 @@ class _Launch:
         """Run a kernel.
 
         Args:
-            backward: Which one.
+            backward: Whether to run the backward pass.
             tensors: qkv, out, scale and table.
-            window: Height and width of that of the table.
-            *more: What `BACKWARD_ARGUMENTS` lists beyond.
+            window: Height and width of the window of the table.
+            *more: Additional arguments in `BACKWARD_ARGUMENTS`.
         """
         if not len(self.plan.tasks):
             return
@@ -130,14 +129,14 @@ class _Launch:
 
 
 def table_pitch(window: Sequence[int]) -> int:
-    """Numbers of a head in what `lay_out_table` gives."""
+    """Return the numbers per head in the result of `lay_out_table`."""
     return (2 * window[0] - 1) * (2 * window[1] - 1) + LANES[-1]
 
 
 def lay_out_table(table: Tensor) -> Tensor:
-    """From a bias table as of `window_attention` to what the kernels read: `(nH, table_pitch)` in fp32.
+    """Convert the bias table of `window_attention` to the layout of the kernels: `(nH, table_pitch)` in fp32.
 
-    Backwards, so that the biases of a query are in the order of its keys, and with room at the end for one vector.
+    It is reversed, so that the biases of a query are in the order of its keys, and padded by one vector.
     """
     return F.pad(table.float().flatten(1).flip(1), (0, LANES[-1]))
 
@@ -148,14 +147,14 @@ def lay_out_table(table: Tensor) -> Tensor:
     schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] rows, SymInt[] cols) -> Tensor',
 )
 def attention(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
-    """Attention inside the windows of a map, all in fp32.
+    """Compute attention inside the windows of a map, all in fp32.
 
     Args:
         qkv: `(B, H, W, 3 * nH * D)`.
         scale: nH numbers.
-        table: From `lay_out_table`.
-        window: Height and width of the window that the table is for.
-        rows: Start, count and length of every run of windows along the height; none longer than that.
+        table: Result of `lay_out_table`.
+        window: Height and width of the window of the table.
+        rows: Start, count and length of every run of windows along the height, not longer than `window`.
         cols: The same along the width.
 
     Returns:
@@ -184,7 +183,7 @@ def _(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
     '-> (Tensor, Tensor, Tensor)',
 )
 def _backward(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
-    """The gradients of qkv, scale and table."""
+    """Return the gradients of qkv, scale and table."""
     qkv, table, grad = qkv.contiguous(), table.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     launch = _Launch(qkv, table, (_runs(rows), _runs(cols)))
@@ -215,7 +214,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if not torch.is_grad_enabled():
         grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
         return *grads, None, None, None
-    # `create_graph=True`. The first window is a whole one, or as long as the shift.
+    # `create_graph=True`. The first window is complete, or as long as the shift.
     (qkv, scale, laid_out), window = ctx.saved_tensors, tuple(ctx.window)
     shift = ctx.rows[2] % window[0], ctx.cols[2] % window[1]
     partition = WindowPartition(tuple(qkv.shape[1:3]), window, shift)
@@ -234,7 +233,7 @@ attention.register_autograd(_differentiate, setup_context=_save)
 def _flops(
     qkv: Any, scale: Any, table: Any, window: Any, rows: Any, cols: Any, *args: Any, **kwargs: Any
 ) -> int:
-    """For torch's flop counter: two products of the tokens of every window."""
+    """Return the flops of two products of the tokens of every window, for torch's flop counter."""
     pairs = (
         row.count * col.count * (row.length * col.length) ** 2
         for row, col in itertools.product(_runs(rows), _runs(cols))
@@ -244,21 +243,21 @@ def _flops(
 
 @register_flop_formula(torch.ops.swinv2_mm.cpu_window_attention_backward)
 def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
-    """Five products, one of which is not counted: the scores once more."""
+    """Return the flops of four products; the recomputed scores are not counted."""
     return 2 * _flops(*args)
 
 
 def llvm_window_attention(
     qkv: Tensor, scale: Tensor, derive: Any, partition: WindowPartition | Band, direct: bool = False
 ) -> Tensor:
-    """See `window_attention`. All in fp32; second derivatives are those of the reference.
+    """Compute `window_attention` in fp32. Second derivatives are those of the reference.
 
-    Stored for the backward pass are the inputs.
+    Only the inputs are stored for the backward pass.
 
     Args:
         qkv, scale, partition: See `window_attention`.
-        derive: The function that `window_attention` takes for `bias_table`.
-        direct: Whether to run the kernel without the operator around it.
+        derive: Bias table function, see `bias_table` of `window_attention`.
+        direct: Whether to run the kernel without the torch operator.
     """
     table, scale = derive('llvm', lay_out_table), scale.float()
     if direct:

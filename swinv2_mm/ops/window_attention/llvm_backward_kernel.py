@@ -1,7 +1,7 @@
-"""The backward pass of the attention of windows as a function in LLVM's language, in the terms of the forward pass.
+"""Backward pass of the window attention in LLVM IR; see `llvm_kernel` for the terms.
 
-The scores of a few queries are computed once more. The gradients of keys, values and biases are summed up in memory of
-the thread, and written when a window, or for biases a task, is done.
+The scores of a few queries are recomputed. The gradients of keys, values and biases are summed in thread-local memory,
+and written at the end of a window or, for biases, of a task.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ BACKWARD_ARGUMENTS = (
 
 
 def scratch_size(tokens: int, lanes: int, head_dim: int) -> int:
-    """Numbers that a thread needs for windows of so many tokens; see `BackwardEmitter.begin`."""
+    """Return the size of a thread's scratch memory, in numbers; see `BackwardEmitter.begin`."""
     plane, rows, pairs = buffer_sizes(tokens, lanes, head_dim)
     return 4 * plane + 3 * rows + 2 * pairs + padded_tokens(tokens, lanes)
 
 
 class BackwardEmitter(AttentionEmitter):
-    """What the backward pass needs beyond."""
+    """Parts of the backward pass."""
 
     def begin(self, task: Value) -> None:
-        """And clear the sum of the gradients of biases."""
+        """Read a task, partition the scratch memory, and clear the sum of the bias gradients."""
         super().begin(task)
         self.values = self.free  # transposed
         self.score_grads = self.at(self.values, self.plane)  # of the queries taken
-        # The same, times what makes keys unit vectors.
+        # The same, times the inverse norms of keys.
         self.scaled_grads = self.at(self.score_grads, self.rows)
         self.key_grads = self.at(self.scaled_grads, self.rows)  # (N, D) each, in two planes
         self.value_grads = self.at(self.key_grads, self.plane)
@@ -58,10 +58,10 @@ class BackwardEmitter(AttentionEmitter):
     def grads_of_scores(
         self, inverses: Sequence[Value], out_grads: Sequence[Value], first: Value
     ) -> None:
-        """Make `scores` weights, and fill `score_grads` and `scaled_grads`; add to the gradients of biases.
+        """Turn `scores` into weights, fill `score_grads` and `scaled_grads`, and add to the bias gradients.
 
         Args:
-            inverses: From `softmax`.
+            inverses: Result of `softmax`.
             out_grads: Addresses of the gradients of the outputs.
             first: The first query.
         """
@@ -100,7 +100,7 @@ class BackwardEmitter(AttentionEmitter):
                 self.store(builder.fadd(self.load_vector(biases, place), grad), biases, place)
 
     def spread(self, weights: Value, vectors: Sequence[Sequence[Value]], target: Value) -> None:
-        """Add to `(N, D)` the products of weights `(ROWS, P)`, transposed, and of a vector of D for each row."""
+        """Add the product of transposed weights `(ROWS, P)` and `ROWS` vectors of D channels to `target`, `(N, D)`."""
         for first in range(0, ROWS, self.together):
             rows = range(first, first + self.together)
             bases = [self.row_of(weights, row) for row in rows]
@@ -129,7 +129,7 @@ class BackwardEmitter(AttentionEmitter):
     def through_norm(
         self, grads: Sequence[Value], units: Sequence[Value], factor: Value
     ) -> tuple[list[Value], Value]:
-        """From the gradient of a unit vector to that of what it was made from, and its part along the vector."""
+        """Compute the gradient of a vector from that of its unit vector, and the component parallel to it."""
         products = self.splat(0.0)
         for grad, unit in zip(grads, units):
             products = self.fma(grad, unit, products)
@@ -151,7 +151,7 @@ class BackwardEmitter(AttentionEmitter):
             self.store_channels(values, self.token(grad_v, index, self.triple))
 
     def fold_bias_grads(self, table: Value) -> None:
-        """Add the gradients of biases up to those of the table."""
+        """Sum the bias gradients to those of the table."""
 
         def add(query: Value, key: Value, source: Value, count: Value) -> None:
             target = self.at(table, source)
@@ -164,7 +164,7 @@ class BackwardEmitter(AttentionEmitter):
 
 @functools.cache
 def build(lanes: int, head_dim: int) -> int:
-    """The address of the backward pass, with `BACKWARD_ARGUMENTS`; `out` is not used."""
+    """Compile the backward pass with `BACKWARD_ARGUMENTS` (`out` is not used) and return its address."""
     emit = BackwardEmitter('attention_backward', lanes, head_dim, BACKWARD_ARGUMENTS)
     builder, arguments = emit.builder, emit.arguments
     channels = arguments['channels']

@@ -1,11 +1,11 @@
-"""The attention of windows as a function in LLVM's language, and what its backward pass has in common with it.
+"""Forward pass of the window attention in LLVM IR, and shared parts of the backward pass.
 
-A task is some windows of one size, for one head. Queries, keys and values are read from where they are in the map, so
-windows are never cut out. Keys are normalised while they are transposed; then a few queries at a time meet all keys of
-their window. Scores exist for these few queries only. The bias between the tokens of a window is laid out once per
-head, from the table, in memory that a thread has to itself.
+A task is a number of windows of one size, for one head. Queries, keys and values are read from the map, without
+copying windows. Keys are normalised while they are transposed; then a few queries at a time are multiplied with all
+keys of their window. Scores exist for these few queries only. The bias of all pairs of a window is expanded from the
+table once per head, in thread-local memory.
 
-N tokens of a window, P of them when filled up to whole vectors, D channels of a head.
+N tokens of a window, P tokens padded to whole vectors, D channels of a head.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from swinv2_mm.ops.window_attention.reference import MIN_NORM
 
 __all__ = ['AttentionEmitter', 'build', 'scratch_size']
 
-BLOCK = 32  # tokens that are added up by themselves first, for the sake of rounding
+BLOCK = 32  # tokens per partial sum, to reduce rounding errors
 
 
 class AttentionEmitter(WindowEmitter):
-    """What both passes compute from the tokens of a window; for the arguments see `WindowEmitter`."""
+    """Shared parts of both passes; see `WindowEmitter` for the arguments."""
 
     def factors(self, squared: Value) -> Value:
-        """From squared lengths of vectors to what makes them unit vectors, see `reference.normalize`."""
+        """Compute inverse norms from squared norms, see `reference.normalize`."""
         constant = self.number if squared.type == FLOAT else self.splat
         length = self.sqrt(squared)
         inverse = self.builder.fdiv(constant(1.0), length)
@@ -42,7 +42,7 @@ class AttentionEmitter(WindowEmitter):
         return self.builder.select(short, constant(0.0), inverse)
 
     def transpose_keys(self) -> None:
-        """Fill `keys` and `key_factors`; columns without a key are like the last one."""
+        """Fill `keys` and `key_factors`; columns without a key repeat the last one."""
 
         def normalize(place: Value, channels: list[Value]) -> list[Value]:
             squared = self.splat(0.0)
@@ -64,8 +64,8 @@ class AttentionEmitter(WindowEmitter):
 
         Args:
             source: First token of the window, in a map like qkv.
-            target: Where to.
-            change: Takes the place in rows of `target` and what is to be written there, and gives what is written.
+            target: Address of the output.
+            change: Function of the position in rows of `target` and the value, which returns the value to write.
         """
         with self.loop(self.integer(0), self.tokens, self.lanes) as (place, _):
             ids = [
@@ -80,7 +80,7 @@ class AttentionEmitter(WindowEmitter):
                 self.store(channel, target, self.muls(self.plane_pitch, self.integer(index)), place)
 
     def take_queries(self, first: Value) -> None:
-        """The next `ROWS` queries of the window: the last one over and over where there are not as many."""
+        """Load the next `ROWS` queries of the window; the last one is repeated if there are fewer."""
         self.queries = [
             self.smaller_int(self.builder.add(first, self.integer(row)), self.last)
             for row in range(ROWS)
@@ -103,16 +103,16 @@ class AttentionEmitter(WindowEmitter):
         then: Callable[[int, Value, Value, Value], Value],
         start: Value,
     ) -> list[Value]:
-        """Products of a few tokens with all tokens of the window.
+        """Compute the products of `ROWS` tokens with all tokens of the window.
 
         Args:
             rows: Addresses of `ROWS` tokens.
-            planes: The others, `(D, plane_pitch)`.
-            then: Takes the row, the place in it, a vector of products and what it gave last in this row.
-            start: What it gets first.
+            planes: All tokens, `(D, plane_pitch)`.
+            then: Function of the row, the position in it, a vector of products and its previous result in this row.
+            start: Initial value of the previous result.
 
         Returns:
-            What it gave last, by row.
+            The last result of `then` for each row.
         """
 
         def blocks(first: Value, stop: Value, vectors: int, given: Sequence[Value]) -> list[Value]:
@@ -146,11 +146,11 @@ class AttentionEmitter(WindowEmitter):
         return blocks(whole, self.padded, 1, given)
 
     def row_of(self, base: Value, row: int) -> Value:
-        """Of a buffer `(ROWS, P)`."""
+        """Return the address of a row of a buffer `(ROWS, P)`."""
         return self.at(base, self.muls(self.padded, self.integer(row)))
 
     def softmax(self) -> list[Value]:
-        """Fill `scores` with exponentials of what the queries taken score; one over their sums, by row."""
+        """Fill `scores` with the exponentials of the scores of the queries; return the inverse sums by row."""
 
         def score(row: int, place: Value, product: Value, largest: Value) -> Value:
             bias = self.load_vector(self.bias, self.muls(self.queries[row], self.padded), place)
@@ -175,12 +175,12 @@ class AttentionEmitter(WindowEmitter):
     def weigh(
         self, weights: Value, tokens: Value, then: Callable[[int, list[Value]], None]
     ) -> None:
-        """Sum up the tokens of the window under the weights `(ROWS, P)`.
+        """Compute the sums of the tokens of the window weighted by `(ROWS, P)`.
 
         Args:
-            weights: By query and token.
+            weights: Weights by query and token.
             tokens: The first token, in a map like qkv.
-            then: Takes a row, the last one first, and the D sums.
+            then: Called with a row, in reverse order, and its D sums.
         """
         size = len(self.steps)
         for first in reversed(range(0, ROWS, self.together)):
@@ -203,7 +203,7 @@ class AttentionEmitter(WindowEmitter):
 
 @functools.cache
 def build(lanes: int, head_dim: int) -> int:
-    """The address of the forward pass, with `ARGUMENTS`."""
+    """Compile the forward pass with `ARGUMENTS` and return its address."""
     emit = AttentionEmitter('attention', lanes, head_dim, ARGUMENTS)
     channels = emit.arguments['channels']
     with emit.tasks(emit.arguments['counters'], emit.arguments['tasks_count']) as task:

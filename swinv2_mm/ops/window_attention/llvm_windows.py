@@ -1,6 +1,6 @@
-"""Where the kernels for CPUs find the tokens of a window: tasks, scratch memory, addresses, biases.
+"""Tasks, scratch memory, token addresses and biases of the CPU kernels.
 
-N tokens of a window, P of them when filled up to whole vectors, D channels of a head.
+N tokens of a window, P tokens padded to whole vectors, D channels of a head.
 """
 
 from __future__ import annotations
@@ -11,59 +11,59 @@ from llvmlite.ir import Value
 
 from swinv2_mm.ops.llvm.emitter import INT, POINTER, Emitter
 
-ROWS = 4  # queries that are taken together
+ROWS = 4  # queries processed together
 LINE = 16  # numbers of a cache line
 ARGUMENTS = (
     '*qkv',  # (pixels, 3, nH, D)
     '*out',  # (pixels, nH, D)
     '*scale',  # (nH,)
-    '*table',  # (nH, pitch): backwards, and filled up by a vector
+    '*table',  # (nH, pitch): reversed, and padded by a vector
     '*tasks',  # (tasks, TASK)
-    '*counters',  # of tasks and of threads; both 0
+    '*counters',  # counters of tasks and of threads, both 0
     '*scratch',  # (threads, scratch_size)
     'scratch_size',
     'tasks_count',
     'channels',  # nH * D
     'pitch',
-    'height',  # of the window that the table is for
+    'height',  # window of the table
     'width',
 )  # fmt: skip
-# Of a task: an identity of its bias, head, height and width of its windows, address of the windows' first pixels, their
-# number, address of the pixels of a window relative to its first.
+# Fields of a task: identifier of its bias, head, height and width of its windows, address of the first pixels of the
+# windows, number of windows, address of the pixels of a window relative to its first.
 TASK = 7
 
 
 def scratch_size(tokens: int, lanes: int, head_dim: int) -> int:
-    """Numbers that a thread of the forward pass needs for windows of so many tokens; see `WindowEmitter.begin`."""
+    """Return the size of a thread's scratch memory in the forward pass, in numbers; see `WindowEmitter.begin`."""
     return sum(buffer_sizes(tokens, lanes, head_dim)) + padded_tokens(tokens, lanes)
 
 
 def padded_tokens(tokens: int, lanes: int) -> int:
-    """Filled up to whole vectors."""
+    """Round up to whole vectors."""
     return -(-tokens // lanes) * lanes
 
 
 def buffer_sizes(tokens: int, lanes: int, head_dim: int) -> tuple[int, int, int]:
-    """Numbers of a buffer with all tokens by channel, with `ROWS` rows of scores, and with all pairs of tokens."""
+    """Return the sizes of buffers for all tokens by channel, `ROWS` rows of scores, and all pairs of tokens."""
     padded = padded_tokens(tokens, lanes)
     return head_dim * (padded + lanes), ROWS * padded, tokens * padded + lanes
 
 
 class WindowEmitter(Emitter):
-    """Read a task and address the tokens of its windows.
+    """Emit code that reads a task and addresses the tokens of its windows.
 
     Args:
-        name: Of the function.
-        lanes: Numbers of a vector.
-        head_dim: A multiple of them.
-        arguments: Of the function.
+        name: Name of the function.
+        lanes: Numbers per vector.
+        head_dim: Channels of a head, a multiple of `lanes`.
+        arguments: Arguments of the function.
     """
 
     def __init__(self, name: str, lanes: int, head_dim: int, arguments: Sequence[str]) -> None:
         super().__init__(name, lanes, arguments)
         self.head_dim = head_dim
         self.steps = [self.integer(start) for start in range(0, head_dim, lanes)]
-        # As many accumulators as leave registers for operands.
+        # Leave registers for operands.
         registers = 16 if lanes == 16 else 8
         self.together = max(
             size for size in (1, 2, 4) if size == 1 or size * len(self.steps) <= registers
@@ -76,14 +76,14 @@ class WindowEmitter(Emitter):
         self.scratch = self.at(
             self.arguments['scratch'], self.muls(thread, self.arguments['scratch_size'])
         )
-        self.known = self.builder.alloca(INT)  # which bias is laid out
+        self.known = self.builder.alloca(INT)  # identifier of the expanded bias
         self.builder.store(self.integer(-1), self.known)
 
     def _int_at(self, argument: str, index: int) -> Value:
         return self.builder.gep(self.arguments[argument], [self.integer(index)], source_etype=INT)
 
     def begin(self, task: Value) -> None:
-        """Read a task, and divide the scratch memory."""
+        """Read a task, and partition the scratch memory."""
         builder = self.builder
         row = builder.gep(
             self.arguments['tasks'], [self.muls(task, self.integer(TASK))], source_etype=INT
@@ -97,13 +97,13 @@ class WindowEmitter(Emitter):
         self.padded = builder.and_(
             builder.add(self.tokens, self.integer(self.lanes - 1)), self.integer(-self.lanes)
         )
-        # Rows of planes are not a power of two apart: they would share few lines of the cache.
+        # The pitch is not a power of two, which would map rows to few cache sets.
         self.plane_pitch = builder.add(self.padded, self.integer(self.lanes))
         self.scale = self.load(self.arguments['scale'], self.head)
         self.plane = self.muls(self.plane_pitch, self.integer(self.head_dim))
         self.rows = self.muls(self.padded, self.integer(ROWS))
         self.pairs = builder.add(self.muls(self.tokens, self.padded), self.integer(self.lanes))
-        # The buffers of a thread: transposed unit keys, what made them unit vectors, scores, biases.
+        # The buffers of a thread: transposed unit keys, their inverse norms, scores, biases.
         self.bias = self.scratch
         self.keys = self.at(self.bias, self.pairs)
         self.key_factors = self.at(self.keys, self.plane)
@@ -112,7 +112,7 @@ class WindowEmitter(Emitter):
         self.lay_out_bias()
 
     def window(self, index: Value) -> None:
-        """The addresses of the task's head in the first token of a window."""
+        """Compute the addresses of the task's head in the first token of a window."""
         pixel, channels = self.load_int(self.origins, index), self.arguments['channels']
         start = self.muls(self.head, self.integer(self.head_dim))
         self.q = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
@@ -121,7 +121,7 @@ class WindowEmitter(Emitter):
         self.place_qkv = self.builder.add(self.muls(pixel, self.triple), start)
 
     def prefetch_window(self, index: Value) -> None:
-        """Have queries, keys and values of a window brought to the cache, at most of the task's last one."""
+        """Prefetch queries, keys and values of a window, at most the last one of the task."""
         last = self.builder.sub(self.count, self.integer(1))
         pixel = self.load_int(self.origins, self.smaller_int(index, last))
         start = self.muls(self.head, self.integer(self.head_dim))
@@ -134,15 +134,15 @@ class WindowEmitter(Emitter):
                     self.prefetch(self.at(vectors, self.integer(line)))
 
     def token(self, base: Value, index: Value, pitch: Value) -> Value:
-        """The address of a token of the window, in a map with so many numbers per pixel."""
+        """Return the address of a token of the window, in a map with `pitch` numbers per pixel."""
         return self.at(base, self.muls(self.load_int(self.offsets, index), pitch))
 
     def segments(self, visit: Callable[[Value, Value, Value, Value], None]) -> None:
-        """Visit the vectors in which biases of a query lie side by side in the table, too.
+        """Visit the vectors of biases of a query that are also consecutive in the table.
 
         Args:
-            visit: Takes the query, the place in the row of its keys, the place in the head's table, and how many
-                numbers of the vector are meant: at least one, maybe more than all.
+            visit: Called with the query, the position in the row of its keys, the position in the table of the head,
+                and how many numbers of the vector are valid: at least one, possibly more than the vector has.
         """
         builder, one = self.builder, self.integer(1)
         pitch = builder.sub(self.muls(self.integer(2), self.arguments['width']), one)
@@ -160,13 +160,13 @@ class WindowEmitter(Emitter):
                     visit(query, key, builder.add(source, col), builder.sub(self.width, col))
 
     def lay_out_bias(self) -> None:
-        """Fill `bias`, (N, P), unless it is there already; minus infinity in the columns without a key."""
+        """Fill `bias`, (N, P), unless it is cached; columns without a key are minus infinity."""
         builder = self.builder
         identity = builder.add(self.muls(self.identity, self.integer(1 << 32)), self.head)
         table = self.at(self.arguments['table'], self.muls(self.head, self.arguments['pitch']))
 
         def copy(query: Value, key: Value, source: Value, _: Value) -> None:
-            # What this writes too much, the following segments write over.
+            # The following segments overwrite excess numbers.
             target = self.at(self.bias, self.muls(query, self.padded), key)
             self.store(self.load_vector(table, source), target)
 

@@ -1,4 +1,4 @@
-"""Cutting a feature map into windows, and what the cut means for attention."""
+"""Partition of a feature map into windows."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Run:
-    """Windows of one length, side by side along an axis.
+    """Consecutive windows of one length along an axis.
 
     Attributes:
         start: First token of the first window.
         count: Number of windows.
-        length: Tokens in each.
+        length: Tokens per window.
     """
 
     start: int
@@ -27,11 +27,11 @@ class Run:
 
     @property
     def tokens(self) -> slice:
-        """The tokens of all its windows."""
+        """The tokens of all windows."""
         return slice(self.start, self.start + self.count * self.length)
 
     def part(self, first: int, count: int) -> Run:
-        """The windows `first` to `first + count`, as far as there are as many."""
+        """Return the windows from `first` to before `first + count`, or to the last one."""
         start = self.start + first * self.length
         return Run(start, min(count, self.count - first), self.length)
 
@@ -41,7 +41,7 @@ Runs = tuple[tuple[Run, ...], tuple[Run, ...]]
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of a map that windows of one size fill, for some images of the batch.
+    """A rectangle of windows of one size, for some images of the batch.
 
     Attributes:
         rows: The windows along the height.
@@ -59,23 +59,23 @@ class Tile:
         return self.rows.length, self.cols.length
 
     def view(self, x: Tensor) -> Tensor:
-        """The windows in `(B, H, W, C)`, in their places: a view `(B, rows, cols, h, w, C)`."""
+        """Return the windows in `(B, H, W, C)` as a view `(B, rows, cols, h, w, C)`."""
         (height, width), images = self.window, self.images or slice(None)
         place = x[images, self.rows.tokens, self.cols.tokens]
         place = place.unflatten(1, (self.rows.count, height)).unflatten(3, (self.cols.count, width))
         return place.transpose(2, 3)
 
     def put(self, windows: Tensor, out: Tensor) -> None:
-        """Copy `(windows, N, ...)` to their places in `out`, `(B, H, W, C)`."""
+        """Copy windows `(windows, N, ...)` to their positions in `out`, `(B, H, W, C)`."""
         place = self.view(out)
         place.copy_(windows.reshape(place.shape))
 
     def chunks(self, images: int, most: int) -> Iterator[Tile]:
-        """Split into tiles of at most `most` windows, and at least one.
+        """Split into tiles of at most `most` windows, at least one.
 
         Args:
             images: Images in the batch.
-            most: Number of windows.
+            most: Maximum number of windows.
         """
         per_image = self.rows.count * self.cols.count
         batch = max(1, most // per_image)
@@ -97,13 +97,13 @@ def _tiles(runs: Runs) -> tuple[Tile, ...]:
 
 @dataclass(frozen=True)
 class Band:
-    """Whole rows of windows across a map, for some images of the batch.
+    """Complete rows of windows of a map, for some images of the batch.
 
     Attributes:
         images: The images of the batch.
-        rows: Rows of tokens, from the first to before the last.
-        runs: The windows along height and width, in `(images, rows, W)` cut out of the map.
-        window: Height and width of a whole window.
+        rows: Slice of the rows of tokens.
+        runs: The windows along height and width, relative to the band `(images, rows, W)`.
+        window: Height and width of a complete window.
     """
 
     images: slice
@@ -118,11 +118,11 @@ class Band:
 
 @dataclass(frozen=True)
 class WindowPartition:
-    """The cut of a map of H x W tokens into windows.
+    """Partition of a map of H x W tokens into windows.
 
-    The map is padded at the bottom and right to whole windows first and shifted cyclically afterwards. In this order
-    (the reverse of timm's) the border of the image stays where it is, and `regions` can keep real tokens
-    away from the padding and from what the shift brought to their side.
+    The map is first padded at the bottom and right to complete windows and then cyclically shifted. In this order (the
+    reverse of timm's) `regions` can separate real tokens from the padding and from tokens that the shift moved next to
+    them.
 
     Attributes:
         size: H and W of the map, in tokens.
@@ -138,7 +138,7 @@ class WindowPartition:
     def fit(
         cls, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
     ) -> WindowPartition:
-        """Fit windows to a map: along an axis where one window covers the map, it shrinks to it and never shifts."""
+        """Fit windows to a map: along an axis where one window covers the map, it has its size and is not shifted."""
         fits = [length <= extent for length, extent in zip(size, window)]
         return cls(
             size=size,
@@ -160,10 +160,10 @@ class WindowPartition:
         )
 
     def tiles(self) -> tuple[Tile, ...]:
-        """The same cut without shift, padding or labels: tokens attend to one another exactly if they share a window.
+        """Equivalent partition without shift, padding or labels.
 
-        What the labels of `regions` keep apart are smaller windows at the border of the map. All windows of
-        one size form one tile; there are at most nine.
+        Tokens that the labels of `regions` separate are in different, smaller windows at the border of the map. All
+        windows of one size form one tile; there are at most nine.
         """
         return _tiles(self.runs)
 
@@ -173,11 +173,11 @@ class WindowPartition:
         return self._runs(0), self._runs(1)
 
     def bands(self, images: int, tokens: int) -> Iterator[Band]:
-        """Split the map, or several small ones, into bands of about as many tokens.
+        """Split the map, or a batch of small maps, into bands of about `tokens` tokens.
 
         Args:
             images: Images in the batch.
-            tokens: Tokens of a band; at least one row of windows is in it, at most all images.
+            tokens: Tokens per band; a band has at least one row of windows and at most all images.
         """
         cols, width = self._runs(1), self.size[1]
         together = max(1, tokens // (self.size[0] * width))
@@ -208,7 +208,7 @@ class WindowPartition:
         return tuple(run for run in runs if run.count and run.length)
 
     def split(self, x: Tensor) -> Tensor:
-        """Cut `(B, H, W, C)` into windows `(B * nW, N, C)`, row by row of the grid."""
+        """Split `(B, H, W, C)` into windows `(B * nW, N, C)`, in row-major order."""
         (rows, cols), (height, width) = self.grid, self.window
         if any(self.padding):
             x = F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0]))
@@ -228,13 +228,13 @@ class WindowPartition:
         return x[:, : self.size[0], : self.size[1]]
 
     def regions(self, device: torch.device | str | None = None) -> Tensor | None:
-        """Label the tokens of every window such that only equal labels may attend to one another.
+        """Return labels of the tokens of every window; only tokens of equal labels attend to one another.
 
-        The labels keep apart the sides of the image that the cyclic shift brought together, and give padding a label of
-        its own, -1.
+        The labels separate opposite sides of the image that the cyclic shift moved next to each other. Padding has the
+        label -1.
 
         Returns:
-            `(nW, N)` integers, or `None` where every window is one region.
+            `(nW, N)` integers, or `None` if every window is one region.
         """
         if not any(self.padding) and not any(self.shift):
             return None
@@ -245,7 +245,7 @@ class WindowPartition:
         return labels.reshape(rows, height, cols, width).transpose(1, 2).reshape(rows * cols, -1)
 
     def _axis_labels(self, axis: int, device: torch.device | str | None) -> Tensor:
-        """Labels along one axis in shifted order: 1 where the shift wrapped round, -1 padding, 0 elsewhere."""
+        """Return labels along one axis in shifted order: 1 for wrapped tokens, -1 for padding, 0 elsewhere."""
         padded, shift = self.grid[axis] * self.window[axis], self.shift[axis]
         position = torch.arange(padded, device=device)
         wrapped = (position >= padded - shift).long()

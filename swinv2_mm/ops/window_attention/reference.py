@@ -1,4 +1,4 @@
-"""The clear form of the attention; every other backend is measured against it."""
+"""Reference implementation of the attention, which defines the results of all backends."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from torch import Tensor
 from swinv2_mm.ops import private
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 
-# A vector shorter than this has no direction worth a gradient.
+# Shorter vectors count as zero vectors.
 MIN_NORM = 1e-6
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Scale the vectors of the last axis to unit length, in fp32 at least.
+    """Scale the vectors of the last axis to unit length, in at least fp32.
 
-    A zero vector stays zero and passes no gradient. That case is real: keys have no bias, so a token of a constant
-    image can have an all-zero key, for which a division by the bare length gives NaN in fp16 and gradients of
-    1e12 in fp32.
+    Zero vectors stay zero and have zero gradients. They occur: keys do not have a bias, so a token of a constant image
+    can have an all-zero key, for which a division by the length gives NaN in fp16 and gradients of 1e12 in fp32.
 
     Args:
         x: `(..., D)`.
 
     Returns:
-        `(..., D)` in fp32, or fp64 where `x` is fp64.
+        `(..., D)` in fp32, or fp64 if `x` is fp64.
     """
     x = x if x.dtype == torch.float64 else x.float()
     squared = x.square().sum(dim=-1, keepdim=True)
@@ -36,7 +35,7 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def expand_bias(table: Tensor) -> Tensor:
-    """From a bias for every offset to one for every pair of tokens of a window.
+    """Expand the bias for every offset to the bias for every pair of tokens of a window.
 
     Args:
         table: `(nH, 2 * Wh - 1, 2 * Ww - 1)`, by the row and column offset of query minus key.
@@ -46,13 +45,13 @@ def expand_bias(table: Tensor) -> Tensor:
     """
     height, width = ((extent + 1) // 2 for extent in table.shape[1:])
     # table[i - j + h - 1] for a query at i and a key at j: sliding windows over the table list i + j', and
-    # flipping turns j' = h - 1 - j into j. No index of N x N entries has to exist.
+    # flipping turns j' = h - 1 - j into j. This does not need an index of N x N entries.
     pairs = table.unfold(1, height, 1).unfold(2, width, 1).flip(-2, -1)
     return pairs.reshape(-1, height * width, height * width)
 
 
 def fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
-    """The adjoint of `expand_bias`: from gradients for every pair of tokens to those of the table.
+    """Sum gradients for every pair of tokens to those of the table (adjoint of `expand_bias`).
 
     Args:
         grad: `(nH, N, N)`, query before key.
@@ -68,9 +67,9 @@ def fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
 
 
 def _sum_by_difference(x: Tensor) -> Tensor:
-    """From `(..., N, N)` to the sums over pairs of the same difference, `(..., 2 * N - 1)` from 1 - N on."""
+    """Sum `(..., N, N)` over pairs of equal difference: `(..., 2 * N - 1)`, starting at 1 - N."""
     size = x.shape[-1]
-    # Rows of 2 N numbers, read as rows of 2 N - 1: each row moves by one against the row before.
+    # Rows of 2 N numbers, read as rows of 2 N - 1: each row is shifted by one.
     skewed = F.pad(x.flip(-1), (0, size)).flatten(-2)[..., : size * (2 * size - 1)]
     return skewed.unflatten(-1, (size, 2 * size - 1)).sum(-2)
 
@@ -84,15 +83,15 @@ def attend(
     regions: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Attention inside windows that are cut already. Logits and softmax are in fp32 whatever the dtype of the inputs.
+    """Compute attention inside windows that are already cut out. Logits and softmax are in fp32 for all dtypes.
 
     Args:
-        q, k, v: `(B * nW, nH, N, D)`; not normalised, the windows of one image beside one another.
+        q, k, v: `(B * nW, nH, N, D)`, not normalised; windows of one image are consecutive.
         scale: `(nH, 1, 1)`, multiplies the cosines.
         bias: `(nH, N, N)`, added to the logits of every window.
-        regions: `(nW, N)` integer labels; a token attends to the tokens of its own label only.
-            `None`: every token of a window attends to all others.
-        dropout_p: Probability with which an attention weight is dropped.
+        regions: `(nW, N)` integer labels; tokens attend to tokens of the same label only.
+            `None`: tokens attend to all tokens of the window.
+        dropout_p: Dropout of attention weights.
 
     Returns:
         `(B * nW, nH, N, D)` in the dtype of `v`.
@@ -103,7 +102,7 @@ def attend(
         num_windows = regions.shape[0]
         apart = regions[:, :, None] != regions[:, None, :]  # (nW, N, N)
         logits = logits.unflatten(0, (-1, num_windows))
-        # Minus infinity, not the customary -100: scores span 200, so -100 would let masked tokens through.
+        # Minus infinity, not the usual -100: logits span a range of 200, so -100 would not mask.
         logits = logits.masked_fill(apart[None, :, None], -math.inf)
         logits = logits.flatten(0, 1)
     weights = F.dropout(logits.softmax(dim=-1), dropout_p, training=dropout_p > 0)
@@ -117,7 +116,7 @@ def reference_window_attention(
     partition: WindowPartition,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """See `window_attention`: pad, shift, cut, attend under a mask, and put back."""
+    """Compute `window_attention` by padding, shifting, cutting and masking."""
     with private.no_autocast(qkv.device):
         windows = partition.split(qkv).unflatten(-1, (3, len(bias_table), -1))
         q, k, v = windows.permute(2, 0, 3, 1, 4)  # (B * nW, nH, N, D) each
@@ -129,7 +128,7 @@ def reference_window_attention(
 def differentiable_gradients(
     grad: Tensor, inputs: tuple[Tensor, Tensor, Tensor], partition: WindowPartition
 ) -> list[Tensor | None]:
-    """Gradients of `qkv`, `scale` and `bias_table` that have gradients themselves, for `create_graph=True`."""
+    """Return differentiable gradients of `qkv`, `scale` and `bias_table`, for `create_graph=True`."""
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
     with torch.enable_grad():
         out = reference_window_attention(*inputs, partition)

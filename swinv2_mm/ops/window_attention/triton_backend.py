@@ -1,7 +1,7 @@
-"""Attention by the kernels of `triton_kernels`: nothing the size of the map is copied, and no score reaches memory.
+"""Attention with the kernels of `triton_kernels`, without copies of the map and without stored scores.
 
-The gradients need no atomic operations: they are the same in every run. Kernels are wrapped as operators of torch, so
-that `torch.compile` takes them as they are. Triton is imported when a kernel runs first, never before.
+Gradients do not use atomic operations and are deterministic. Kernels are wrapped as operators of torch, so that
+`torch.compile` does not trace them. Triton is imported when a kernel first runs.
 """
 
 # Annotations are not postponed here: torch reads those of operators.
@@ -15,15 +15,15 @@ from swinv2_mm.ops.optional import register_flop_formula
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 from swinv2_mm.ops.window_attention.reference import differentiable_gradients, fold_bias
 
-# Most tokens of a block, of which a program owns one, and of a step, by which it walks through the window: in the
-# forward pass, and in the backward pass. fp32 takes smaller ones: exact products of fp32 fill the registers.
+# Maximum tokens of the block of a program and of a step of its loop over the window, in the forward and the backward
+# pass. Smaller for fp32, whose exact products need more registers.
 BLOCK, STEP, GRAD_STEP = 64, 32, 64
 BLOCK_FP32, STEP_FP32 = 32, 32
-# Steps, or windows, whose tokens are under way at a time: in the kernels of the forward pass and of windows that fit
-# into one block, and in the others, whose registers are full.
+# Pipeline stages over steps or windows: in the kernels of the forward pass and of windows that fit into one block, and
+# in the others, which need more registers.
 STAGES, GRAD_STAGES = 3, 1
-# Programs per multiprocessor over which windows are spread: in the forward pass, in the backward pass, and for sums
-# over windows, each of which a program has to write.
+# Programs per multiprocessor: in the forward pass, in the backward pass, and for sums over windows, which every program
+# writes.
 FORWARD_PROGRAMS, GRAD_PROGRAMS, SUM_PROGRAMS = 8, 2, 4
 LOG2_E = 1.4426950408889634
 
@@ -44,7 +44,7 @@ def _tile_kernels() -> Any:
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of a device."""
+    """Return the number of multiprocessors of a device."""
     if device.type != 'cuda':
         return 2  # that of the interpreter
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -57,27 +57,27 @@ def _interpreted() -> bool:
 
 
 def _block(tokens: int, dtype: torch.dtype) -> int:
-    """Tokens of a block: smaller ones for windows that would leave much of the last block empty."""
+    """Return the tokens per block: fewer for windows that would leave much of the last block empty."""
     size = BLOCK_FP32 if dtype == torch.float32 else BLOCK
-    # Half the size doubles the times that keys are read. It has to save a fifth of the tokens to pay for that.
+    # Half the size doubles reads of keys, so it has to save a fifth of the tokens.
     while size > 16 and 1.25 * (tokens + -tokens % (size // 2)) <= tokens + -tokens % size:
         size //= 2
     return size
 
 
 def kernel_dtype(dtype: torch.dtype) -> Any:
-    """The dtype of the operands of products, in Triton's terms."""
+    """Return the Triton dtype of the operands of products."""
     import triton.language as tl
 
     if dtype == torch.bfloat16 and _interpreted():
-        return tl.float32  # the interpreter multiplies the bit patterns of bf16
+        return tl.float32  # the interpreter multiplies bf16 as integers
     return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[
         dtype
     ]
 
 
 def _allows_tf32() -> bool:
-    """Whether fp32 may be multiplied as tf32. The older setting cannot be read once the newer one was written."""
+    """Return whether tf32 is allowed. The older setting cannot be read after the newer one was set."""
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, 'fp32_precision'):  # since torch 2.9
         return bool(matmul.fp32_precision == 'tf32')
@@ -85,7 +85,7 @@ def _allows_tf32() -> bool:
 
 
 class _Launch:
-    """What the kernels have in common for one map, dtype and partition."""
+    """Shared arguments of the kernels for one map, dtype and partition."""
 
     def __init__(
         self, qkv: Tensor, heads: int, window: list[int], shift: list[int], backward: bool = False
@@ -105,8 +105,8 @@ class _Launch:
         self.programs = self.blocks * heads * self.windows
         whole = height % window[0] == 0 and width % window[1] == 0
         whole = whole and self.tokens % self.block == 0 and not any(shift)
-        # Divisions by sizes that are known when the kernels are compiled cost next to nothing. Square windows have few
-        # sizes; those that shrink to a map of any shape are not worth kernels of their own.
+        # Divisions by compile-time constants are cheap. Square windows have few
+        # sizes; those that shrink to a small map do not get separate kernels.
         known = window if window[0] == window[1] else (0, 0)
         self.options = dict(
             WIN_H=known[0],
@@ -128,19 +128,19 @@ class _Launch:
         self.wide = kernel_dtype(torch.bfloat16 if qkv.dtype == torch.bfloat16 else torch.float32)
 
     def rows(self, like: Tensor) -> Tensor:
-        """Uninitialised fp32, one number per token of every window and head: `(B * nW, nH, N)`."""
+        """Return an uninitialised fp32 tensor with one number per token, `(B * nW, nH, N)`."""
         return like.new_empty(self.windows, self.heads, self.tokens, dtype=torch.float32)
 
     def parts(self, device: torch.device, per_processor: int, programs: int) -> tuple[int, int]:
         """Split the windows so that the device has enough programs.
 
         Args:
-            device: Where they run.
-            per_processor: Programs wanted for each multiprocessor.
-            programs: Programs for each part.
+            device: The device.
+            per_processor: Programs per multiprocessor.
+            programs: Programs per part.
 
         Returns:
-            The number of parts, and the windows of each but the last, which may have fewer.
+            The number of parts, and the windows per part; the last part may have fewer.
         """
         wanted = max(1, _processors(device) * per_processor // programs)
         each = -(-self.windows // min(wanted, self.windows))
@@ -148,12 +148,12 @@ class _Launch:
 
 
 def _base_2(x: Tensor) -> Tensor:
-    """Logits for the exponential of base 2, contiguous in fp32."""
+    """Return logits for exponentials of base 2, contiguous in fp32."""
     return (x.detach().float() * LOG2_E).contiguous()
 
 
 def _attend(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
-    """The output, and the log-sum-exp of the logits `(B * nW, nH, N)`, of base 2."""
+    """Return the output, and the log-sum-exp of the logits of base 2, `(B * nW, nH, N)`."""
     launch = _Launch(qkv, len(table), window, shift)
     qkv = qkv.contiguous()
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
@@ -201,7 +201,7 @@ def _(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     'SymInt[] shift, bool with_table) -> (Tensor, Tensor, Tensor)',
 )
 def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ignore[no-untyped-def]
-    """The gradients of qkv, scale and table; zeros for the table's unless it is asked for."""
+    """Return the gradients of qkv, scale and table; that of the table is zero unless `with_table`."""
     launch = _Launch(qkv, len(table), window, shift, backward=True)
     qkv, grad, out = qkv.contiguous(), grad.contiguous(), out.contiguous()
     grad_qkv = torch.empty_like(qkv)
@@ -219,7 +219,7 @@ def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # 
 
 
 def _tile_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
-    """Write the gradient of qkv; return those of the scale `(nH,)`, and of the bias `(parts, nH, N, N)`."""
+    """Write the gradient of qkv; return those of the scale `(nH,)` and the bias `(parts, nH, N, N)`."""
     heads, tokens = launch.heads, launch.tokens
     parts, each = launch.parts(qkv.device, GRAD_PROGRAMS, heads)
     grad_scale = lse.new_empty(parts, heads)
@@ -235,7 +235,7 @@ def _tile_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
 
 
 def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
-    """As `_tile_grads`, for windows of any size; no gradient of the bias unless it is asked for."""
+    """Like `_tile_grads`, for windows of any size; without `with_table` no gradient of the bias is computed."""
     heads, tokens = launch.heads, launch.tokens
     delta = launch.rows(qkv)
     grad_scale = lse.new_empty(launch.windows, heads, launch.blocks)
@@ -294,14 +294,14 @@ def triton_window_attention(
     partition: WindowPartition,
     direct: bool = False,
 ) -> Tensor:
-    """See `window_attention`. Logits and softmax are in fp32; second derivatives are those of the reference.
+    """Compute `window_attention`. Logits and softmax are in fp32; second derivatives are those of the reference.
 
-    fp32 is multiplied as tf32 where `torch.backends.cuda.matmul` allows it. Stored for the backward pass are
-    the inputs, the output and one number per token and head.
+    fp32 is multiplied as tf32 if `torch.backends.cuda.matmul` allows it. The inputs, the output and one number per
+    token and head are stored for the backward pass.
 
     Args:
         qkv, scale, bias_table, partition: See `window_attention`.
-        direct: Whether to run the kernel without the operator around it.
+        direct: Whether to run the kernel without the torch operator.
     """
     call = _attend if direct else _attention
     return call(qkv, scale, bias_table, [*partition.window], [*partition.shift])[0]
@@ -309,7 +309,7 @@ def triton_window_attention(
 
 @register_flop_formula(torch.ops.swinv2_mm.window_attention)
 def _flops(qkv: Any, scale: Any, table: Any, window: Any, *args: Any, **kwargs: Any) -> int:
-    """For torch's flop counter: two products of the tokens of every window, with padding."""
+    """Return the flops of two products of the tokens of every window with padding, for torch's flop counter."""
     images, height, width, channels = qkv
     windows = images * -(-height // window[0]) * -(-width // window[1])
     return 2 * 2 * windows * (window[0] * window[1]) ** 2 * channels // 3
@@ -320,5 +320,5 @@ def _backward_flops(
     grad: Any, qkv: Any, scale: Any, table: Any, out: Any, lse: Any, window: Any, *args: Any,
     **kwargs: Any,
 ) -> int:  # fmt: skip
-    """Five products, one of which is not counted: the scores once more."""
+    """Return the flops of four products; the recomputed scores are not counted."""
     return 2 * _flops(qkv, scale, table, window)

@@ -1,7 +1,7 @@
-"""Triton kernels of the window attention. They work on the map itself: no window is ever cut out of it.
+"""Triton kernels of the window attention for windows of any size. They read the map directly.
 
-Windows of any size: a program walks through the keys, or the queries, of its window step by step. See `triton_parts`
-for what is common to all kernels, and `triton_tile_kernels` for windows that fit into one block.
+A program iterates over the keys, or the queries, of its window. See `triton_parts` for shared parts of the kernels, and
+`triton_tile_kernels` for windows that fit into one block.
 """
 # mypy: disable-error-code=no-untyped-def
 
@@ -50,7 +50,7 @@ def attention_kernel(
     PRECISION: tl.constexpr,
     GATHER: tl.constexpr,
 ):
-    """Output and log-sum-exp of the logits. One program per block of queries, head and window, in this order.
+    """Compute the output and the log-sum-exp of the logits. One program per block of queries, head and window.
 
     qkv `(B, H, W, 3 * nH * D)`, scale `(nH,)`, table `(nH, 2 * Wh - 1, 2 * Ww - 1)`, out `(B, H, W, nH * D)`,
     lse `(B * nW, nH, N)`.
@@ -86,7 +86,7 @@ def attention_kernel(
         logits = products_of(q, q_factor, k, inverse_norms(k), PRECISION)
         logits += biases_of(middle, q_offset[:, None], k_offset[None, :], GATHER)
         logits = rule_out(logits, q_label, k_label, MASKED)
-        # What a block that is masked throughout adds here has factor exp(APART - logit) = 0 later on.
+        # The sum of a fully masked block is later multiplied by exp(APART - logit) = 0.
         higher = tl.maximum(highest, tl.max(logits, 1))
         fading = tl.exp2(highest - higher)
         weights = tl.exp2(logits - higher[:, None])
@@ -117,7 +117,7 @@ def delta_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Product of every output vector with its gradient, `(B * nW, nH, N)`: the mean gradient of a row of weights."""
+    """Compute the product of output vectors and gradients, `(B * nW, nH, N)`: the mean gradient of weights by row."""
     if WIN_H > 0:
         win_h = WIN_H
         win_w = WIN_W
@@ -164,11 +164,11 @@ def qkv_grad_kernel(
     GATHER: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Gradient of qkv, and of the scale what each program adds to it: `(B * nW, nH, blocks)`.
+    """Compute the gradient of qkv, and per program that of the scale, `(B * nW, nH, blocks)`.
 
-    One program per block, head and window, as in the forward pass. The block serves as keys first, met by all queries
-    of the window, then as queries, met by all keys: scores are computed twice, but no two programs write to one place.
-    WIDE is the dtype in which gradients of logits are multiplied: one with the range of fp32.
+    One program per block, head and window, as in the forward pass. The block is used first as keys, with all queries of
+    the window, then as queries, with all keys: scores are computed twice, but every program writes its own outputs.
+    WIDE is the dtype for products of logit gradients, with the range of fp32.
     """
     if WIN_H > 0:
         win_h = WIN_H
@@ -257,8 +257,8 @@ def qkv_grad_kernel(
             acc=grad_q,
             input_precision=PRECISION,
         )
-    # The gradients of the logits of a query would sum to zero, were delta not made from outputs rounded to half
-    # precision. The rest hardly shows elsewhere, but cosines of one sign would add it up here.
+    # The gradients of the logits of a query should sum to zero, but delta is computed from outputs in half precision.
+    # The error would accumulate in the gradient of the scale.
     tl.store(grad_scale + program, tl.sum(of_scale - rest * mean_cosine, 0))
     grad_q = through_norm(grad_q * (head_scale * LN_2), my_q, my_q_inverse)
     store_rows(grad_qkv + head * D, my_index, my_label, 3 * channels, grad_q, D, BLOCK_D)
@@ -293,10 +293,10 @@ def bias_grad_kernel(
     PRECISION: tl.constexpr,
     GATHER: tl.constexpr,
 ):
-    """Gradient of the bias of every pair of tokens, `(parts, nH, N, N)`: its sum over the windows of each part.
+    """Compute the bias gradients of all pairs of tokens, `(parts, nH, N, N)`, summed over the windows of each part.
 
-    One program per block of keys, block of queries, head and part. It adds up its windows in registers, which takes
-    neither atomic operations nor an order of programs: the result is the same in every run.
+    One program per block of keys, block of queries, head and part. It sums over its windows in registers, without
+    atomic operations, so the result is deterministic.
     """
     if WIN_H > 0:
         win_h = WIN_H

@@ -1,7 +1,7 @@
-"""Triton kernels for windows that fit into one block of tokens: the windows of 8 x 8 that most models have.
+"""Triton kernels for windows that fit into one block of tokens, such as the usual 8 x 8.
 
-A program serves one head and goes through several windows. Each score is computed once in either direction, the biases
-of all pairs stay in registers, and so does the sum of their gradients over the windows.
+A program processes several windows of one head. Each score is computed once per pass. The biases of all pairs and the
+sums of their gradients over the windows stay in registers.
 """
 # mypy: disable-error-code=no-untyped-def
 
@@ -52,7 +52,7 @@ def tile_attention_kernel(
     PRECISION: tl.constexpr,
     GATHER: tl.constexpr,
 ):
-    """As `attention_kernel`. One program per head and part of the windows."""
+    """Compute the same as `attention_kernel`. One program per head and part of the windows."""
     if WIN_H > 0:
         win_h = WIN_H
         win_w = WIN_W
@@ -116,7 +116,7 @@ def tile_grad_kernel(
     GATHER: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """All gradients: of qkv, and of the scale `(parts, nH)` and the bias `(parts, nH, N, N)` what a part adds to them.
+    """Compute the gradient of qkv, and the sums per part for scale `(parts, nH)` and bias `(parts, nH, N, N)`.
 
     One program per head and part of the windows, as in the forward pass; see `qkv_grad_kernel` for WIDE.
     """
@@ -156,7 +156,8 @@ def tile_grad_kernel(
         mean = tl.sum(weights * grad_weights, 1)
         grad_logits = weights * (grad_weights - mean[:, None])
         bias_sums += grad_logits
-        # The gradients of the logits of a query sum to zero but for rounding, which cosines of one sign would add up.
+        # The gradients of the logits of a query sum to zero except for rounding errors, which would accumulate in the
+        # gradient of the scale.
         rest = tl.sum(grad_logits, 1) * tl.sum(weights * cosines, 1)
         scale_sums += tl.sum(grad_logits * cosines, 1) - rest
         grad_v = tl.dot(tl.trans(weights.to(DTYPE)), do, input_precision=PRECISION)

@@ -1,4 +1,4 @@
-"""The backbone under torch's compiler and exporters, and under gradient checkpointing and autocast."""
+"""Test the backbone with torch.compile, exporters, gradient checkpointing and autocast."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_exported_program_gives_the_same(model):
     with torch.no_grad():
         program = torch.export.export(model, (x,))
         targets = {str(node.target) for node in program.graph.nodes}
-        assert not [name for name in targets if 'swinv2_mm' in name]  # it runs without this package
+        assert not [name for name in targets if 'swinv2_mm' in name]  # runs without this package
         for mine, theirs in zip(program.module()(x), model(x)):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
@@ -99,7 +99,7 @@ def test_checkpointing_and_autocast_keep_the_gradients(randomize, backend):
 
 
 def test_only_exported_programs_are_made_of_plain_operators():
-    """torch 2.7 to 2.13 call compiling exporting, which kept kernels out of compiled code."""
+    """torch 2.7 to 2.13 report exporting while compiling, which disabled kernels in compiled code."""
 
     class Asks(torch.nn.Module):
         def forward(self, x):

@@ -1,6 +1,6 @@
-"""What a first run on a GPU usually breaks, in the backbone: moves, autocast, channels last, DDP, graphs, the compiler.
+"""Test the backbone on GPUs: moves, autocast, channels last, DDP, graphs, the compiler.
 
-Without a GPU, tensors that only claim to be on one show which devices meet and whether a value would be read back.
+Without a GPU, fake tensors show whether devices are mixed and whether a value would be read back.
 `test_kernels_in_the_interpreter.py` runs this file in Triton's interpreter as well.
 """
 
@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton_runs import gpu, only_interpreted, outside
 
-from swinv2_mm import execution
 from swinv2_mm.models.backbones import SwinTransformerV2
 from swinv2_mm.models.layers.eval_cache import EvalCache
 from swinv2_mm.models.layers.position_bias import PositionBias
+from swinv2_mm.ops import execution
 from swinv2_mm.ops.window_attention.fused import MOST_WINDOWS_GPU, windows_per_chunk
 
-# 32 channels a head, as in all published models, so that a GPU compiles few kernels.
+# 32 channels per head, as in all published models, so that few kernels are compiled.
 NANO = dict(embed_dims=32, depths=(2, 1), num_heads=(1, 2))
 OPTIONS = dict(window_size=4, out_indices=(0, 1), drop_path_rate=0.0)
 
@@ -46,7 +46,7 @@ def loss_of(model, x):
 
 
 def step(model, x):
-    """The loss, and the gradient of every parameter that has one."""
+    """Return the loss and the gradients of all parameters that have one."""
     model.zero_grad()
     loss = loss_of(model, x)
     loss.backward()
@@ -55,7 +55,7 @@ def step(model, x):
 
 
 def assert_close(found, expected, tolerance=1e-4):
-    """Largest difference over the largest number, of every tensor."""
+    """Return the largest relative difference of every tensor."""
     assert found.keys() == expected.keys()
     for name, theirs in expected.items():
         mine = found[name].to(theirs)
@@ -77,7 +77,7 @@ def test_a_cache_of_another_device_is_not_used():
     for device in ('cpu', 'meta', 'cpu'):
         weights = [torch.ones(2, device=device)]
         for _ in range(2):
-            # Weights on the meta device have no values to compare, so that every call is a miss.
+            # Weights on the meta device cannot be compared, so every call is a cache miss.
             assert cache.get('key', weights, lambda: value(device)).device.type == device  # noqa: B023
             if device == 'meta':
                 break
@@ -105,7 +105,7 @@ def test_what_inference_mode_left_behind_does_not_stop_training(build):
 
 
 def on_fake(device, **options):
-    """A backbone whose parameters claim to be on a device. To be called under `FakeTensorMode`."""
+    """Build a backbone with fake parameters on a device. Call it under `FakeTensorMode`."""
     with torch.device('meta'):
         model = SwinTransformerV2(NANO, **{**OPTIONS, **options})
     for module in reversed([*model.modules()]):
@@ -118,7 +118,7 @@ def on_fake(device, **options):
 
 
 class Seen(TorchDispatchMode):
-    """Dtypes and devices of the tensors that the attention's operator takes and gives."""
+    """Record dtypes and devices of inputs and outputs of the attention operator."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +134,7 @@ class Seen(TorchDispatchMode):
 
 @contextmanager
 def autocast_on_cuda(dtype):
-    """`torch.autocast('cuda')`, which turns itself off where there is no GPU."""
+    """Return `torch.autocast('cuda')`, which is disabled without a GPU."""
     torch.set_autocast_enabled('cuda', dtype is not None)
     before = torch.get_autocast_dtype('cuda')
     torch.set_autocast_dtype('cuda', dtype or before)
@@ -152,9 +152,9 @@ def autocast_on_cuda(dtype):
     [('auto', None), ('auto', torch.float16), ('auto', torch.bfloat16), ('fused', torch.float16)],
 )
 def test_a_forward_pass_reads_nothing_back_and_stays_on_its_device(monkeypatch, backend, dtype):
-    """A value that is read back raises here, as does an operator between two devices; `cuda:0` is the current one.
+    """Reading a value or mixing devices raises an error here; `cuda:0` is the current device.
 
-    Under autocast the kernel takes queries, keys and values in half precision, scale and table in fp32.
+    Under autocast the kernel gets queries, keys and values in half precision, scale and table in fp32.
     """
     monkeypatch.setattr(execution, 'why_not_triton_on', lambda device: None)
     device = 'cuda:1'
@@ -177,7 +177,7 @@ def test_a_forward_pass_reads_nothing_back_and_stays_on_its_device(monkeypatch, 
 @outside
 @pytest.mark.parametrize(('backend', 'with_cp'), [('triton', True), ('fused', False)])
 def test_a_training_step_reads_nothing_back(monkeypatch, backend, with_cp):
-    """Without a GPU torch has no backward pass there; but no operator of this one differs."""
+    """Without a GPU torch cannot run this backward pass, but its operators are the same."""
     monkeypatch.setattr(execution, 'why_not_triton_on', lambda device: None)
     with FakeTensorMode():
         model = on_fake('cpu', attn_backend=backend, with_cp=with_cp, out_indices=(0,))
@@ -189,7 +189,7 @@ def test_a_training_step_reads_nothing_back(monkeypatch, backend, with_cp):
 
 @outside
 def test_chunks_of_the_fused_backend_fit_an_axis_of_a_grid():
-    """The windows of a chunk are an axis that ends at 65,535 in torch's own kernels."""
+    """Torch's kernels limit the number of windows of a chunk to 65,535."""
     assert MOST_WINDOWS_GPU == 65535
     for bytes_per_window in (1, 10, 10**4):
         assert windows_per_chunk(bytes_per_window, torch.device('cuda')) <= MOST_WINDOWS_GPU
@@ -197,7 +197,7 @@ def test_chunks_of_the_fused_backend_fit_an_axis_of_a_grid():
 
 @only_interpreted
 def test_compiled_around_the_kernel_in_one_graph(build):
-    """A training step of a backbone, at two sizes, without a new compilation for the second."""
+    """Run a training step at two sizes, without recompilation for the second."""
     model = build(NANO | dict(depths=(1,), num_heads=(1,)), out_indices=(0,), attn_backend='triton')
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend('aot_eager')
@@ -211,7 +211,7 @@ def test_compiled_around_the_kernel_in_one_graph(build):
 
 
 def step_of_original(model, x):
-    """Gradients by the names that a compiled model has for them."""
+    """Return gradients by the parameter names of a compiled model."""
     return {f'_orig_mod.{name}': grad for name, grad in step(model, x)[1].items()}
 
 
@@ -221,11 +221,11 @@ SETTINGS = {
     'frozen stages': (dict(frozen_stages=1), dict()),
     'one output': (dict(out_indices=(0,)), dict()),
 }
-"""Options of the backbone and of DDP, which never searches for unused parameters here."""
+"""Options of the backbone and of DDP, without `find_unused_parameters`."""
 
 
 def train_in_parallel(place, device, rank, world):
-    """Two steps in each setting; every process gives a part of the batch.
+    """Run two steps in each setting; every process has a part of the batch.
 
     Returns:
         The gradients of the last step.
@@ -251,12 +251,12 @@ def train_in_parallel(place, device, rank, world):
 
 
 def compare_with_ddp(build, place, device, world):
-    """Gradients of DDP against those of the backbone alone; this process is one of the group."""
+    """Compare the gradients of DDP to those of the backbone alone, in one process of the group."""
     models = {name: build(**options).train() for name, (options, _) in SETTINGS.items()}
     images = torch.randn(2, 2, 3, 40, 36)
     torch.save((models, images), place / 'given.pt')
     command = [sys.executable, __file__, str(place), device]
-    tests = str(Path(__file__).parents[2])  # where pytest finds what this file imports
+    tests = str(Path(__file__).parents[2])  # imports of this file, as under pytest
     env = {**os.environ, 'PYTHONPATH': os.pathsep.join([tests, *sys.path])}
     children = [
         subprocess.Popen(
@@ -286,7 +286,7 @@ def test_scaled_losses_give_finite_gradients(build, dtype):
 
 
 def scaled_step(model, device, dtype):
-    """A step of mixed precision as mmengine's `AmpOptimWrapper` takes it."""
+    """Run a mixed-precision step as in mmengine's `AmpOptimWrapper`."""
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
@@ -314,7 +314,7 @@ def scaled_step(model, device, dtype):
 
 @pytest.fixture
 def exact():
-    """Without tf32, which torch allows convolutions to use."""
+    """Disable tf32, which torch allows for convolutions by default."""
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -323,7 +323,7 @@ def exact():
 
 @gpu
 def test_moved_there_and_back(build, exact):
-    """After inference on a CPU, which remembers biases; and training follows inference mode."""
+    """Move after inference on a CPU, which caches biases, and train after inference mode."""
     model = build().eval()
     x = torch.randn(2, 3, 50, 38)
     with torch.inference_mode():
@@ -377,7 +377,7 @@ def test_a_training_step_waits_for_nothing(build, with_cp):
 
 @gpu
 def test_deterministic_algorithms_need_no_exception(build):
-    """Torch warns of what has no deterministic form; of cuBLAS it does for want of an environment variable."""
+    """Torch warns about operators without a deterministic version; for cuBLAS, about an environment variable."""
     model = build().cuda().train()
     x = torch.randn(2, 3, 40, 36, device='cuda')
     step(model, x)

@@ -1,4 +1,4 @@
-"""Padding is invisible: to real tokens, to gradients and to half precision."""
+"""Test that padding does not affect real tokens, gradients and half precision."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def model_of(windows, randomize, **options):
 
 
 def spread(taint, stage, window):
-    """Which tokens can know of a tainted one after the blocks of a stage, by plain coordinates."""
+    """Return the tokens that can depend on a tainted one after the blocks of a stage, by coordinates."""
     height, width = taint.shape
     for index in range(2):
         shift = [window // 2 if index == 1 and side > window else 0 for side in (height, width)]
@@ -32,7 +32,7 @@ def spread(taint, stage, window):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('canvas', [(8, 0), (3, 29), (64, 64)])
 def test_a_larger_canvas_changes_nothing_that_the_windows_do_not_see(size, canvas, randomize):
-    """What a data preprocessor does: zeros below and to the right of the image."""
+    """Pad an image with zeros at the bottom and right, as a data preprocessor does."""
     window = 4
     model = model_of(window, randomize).eval()
     image = torch.randn(1, 3, *size)
@@ -44,7 +44,7 @@ def test_a_larger_canvas_changes_nothing_that_the_windows_do_not_see(size, canva
     for stage, (alone, within) in enumerate(zip(small, large)):
         stride = 4 * 2**stage
         height, width = within.shape[2:]
-        if taint is None:  # tokens of the canvas that lie beyond the tokens of the image
+        if taint is None:  # tokens of the canvas outside of the image
             taint = torch.zeros(height, width, dtype=torch.bool)
             taint[-(-size[0] // stride) :] = True
             taint[:, -(-size[1] // stride) :] = True
@@ -61,7 +61,7 @@ def test_a_larger_canvas_changes_nothing_that_the_windows_do_not_see(size, canva
 
 @pytest.mark.parametrize('size', [(5, 6), (9, 9), (12, 7), (4, 4)])
 def test_gradients_do_not_cross_the_border_or_touch_padding(size, randomize):
-    """One token's output may depend on the tokens of its windows only, whatever the shift wraps round."""
+    """The output of a token depends on the tokens of its windows only, also where the shift wraps around."""
     stage = randomize(
         SwinStage(8, 2, [0.0, 0.0], downsample=False, num_heads=2, window_size=(4, 4))
     )
@@ -75,7 +75,7 @@ def test_gradients_do_not_cross_the_border_or_touch_padding(size, randomize):
             reached = x.grad[0].abs().sum(-1) > 0
             taint = torch.zeros(height, width, dtype=torch.bool)
             taint[row, col] = True
-            for offset in (shift, (0, 0)):  # backwards: the shifted block came second
+            for offset in (shift, (0, 0)):  # reversed: the shifted block is the second
                 rows = (torch.arange(height) - offset[0]).div(4, rounding_mode='floor')
                 cols = (torch.arange(width) - offset[1]).div(4, rounding_mode='floor')
                 groups = rows[:, None] * 1000 + cols[None, :]
@@ -89,15 +89,15 @@ def test_gradients_do_not_cross_the_border_or_touch_padding(size, randomize):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('kind', ['noise', 'black', 'half black'])
 def test_autocast_stays_finite_at_loss_scale_65536(dtype, size, kind, randomize):
-    """Zero keys, from padding or from a constant image, are where other implementations give NaN."""
+    """Other implementations return NaN for zero keys from padding or constant images."""
     model = model_of(8, randomize, patch_norm=False).train()
-    torch.nn.init.zeros_(model.patch_embed.proj.bias)  # so that black pixels become all-zero tokens
+    torch.nn.init.zeros_(model.patch_embed.proj.bias)  # black pixels become zero tokens
     image = torch.randn(2, 3, *size) * (kind != 'black')
     if kind == 'half black':
         image[..., size[1] // 2 :] = 0
     with torch.autocast('cpu', dtype=dtype):
         maps = model(image)
-        # A twentieth, so that the true gradients, times 65536, lie within the range of fp16.
+        # Divided by 20, so that the true gradients times 65536 are in the range of fp16.
         loss = sum(item.float().square().mean() for item in maps) / 20
     assert all(item.isfinite().all() for item in maps)
     (loss * 65536).backward()

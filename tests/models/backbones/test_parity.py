@@ -1,4 +1,4 @@
-"""The backbone against timm's SwinV2 (bit-equal to the official one) and against a naive reference."""
+"""Compare the backbone to timm's SwinV2 (bit-equal to the official one) and to a naive reference."""
 
 import re
 from functools import partial
@@ -18,7 +18,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def from_timm(name: str) -> str:
-    """timm puts the downsampling at the head of the next stage, the official code at the tail of this one."""
+    """timm has the downsampling at the start of the next stage, the official code at the end of this one."""
     match = re.fullmatch(r'layers\.(\d+)\.downsample\.(.*)', name)
     return f'layers.{int(match[1]) - 1}.downsample.{match[2]}' if match else name
 
@@ -33,7 +33,7 @@ def timm_features(model, image):
 
 
 def mild_weights(model: torch.nn.Module) -> torch.nn.Module:
-    """Random weights of the size that trained ones have: fp32 rounding stays below the bound."""
+    """Set random weights with the scale of trained ones, for which fp32 rounding stays below the bound."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -46,11 +46,10 @@ def mild_weights(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def outputs_and_gradients(features, model, image):
-    """Maps of all stages and the gradient of every parameter that has one."""
+    """Return the maps of all stages and the gradients of all parameters that have one."""
     model.zero_grad()
     maps = features(image)
-    # Of the losses tried, the one that fp32 resolves best: under others, sums that cancel leave 1e-5 to 4e-5 in single
-    # tensors, here as in timm.
+    # Other losses have larger fp32 errors, 1e-5 to 4e-5 in some tensors, here and in timm, because sums cancel.
     sum((item**3).mean() for item in maps).backward()
     gradients = {
         name: parameter.grad
@@ -87,10 +86,10 @@ def test_equals_timm_in_outputs_and_every_gradient(name, window):
     peer_exact_grads = {from_timm(key): value for key, value in peer_exact_grads.items()}
     assert set(grads) == set(peer_grads) == {key for key, _ in ours.named_parameters()}
     for key, grad in grads.items():
-        # timm keeps its coordinate table rounded to fp32, hence no less than 1e-6 in fp64.
+        # timm rounds its coordinate table to fp32, which limits the accuracy in fp64 to 1e-6.
         assert relative_error(exact_grads[key], peer_exact_grads[key]) < 1e-6, key
-        # The gradients of logit_scale and q_bias are sums that cancel. They come close to what fp32 can hold, and on
-        # some machine may pass it: then timm's own distance from fp64 says so.
+        # The gradients of logit_scale and q_bias are sums that cancel, near the accuracy of fp32. Where they exceed the
+        # bound, so does the error of timm relative to fp64.
         rounding = relative_error(peer_grads[key].double(), peer_exact_grads[key])
         assert relative_error(grad, peer_grads[key]) < max(1e-5, 3 * rounding), key
 
@@ -149,7 +148,7 @@ def test_equals_the_naive_reference_at_any_size_window_and_arch(data, randomize)
         stride = 4 * 2**stage
         assert mine.shape[2:] == tuple(-(-side // stride) for side in image.shape[2:])
         assert relative_error(mine.double(), theirs) < 1e-4
-    # In double precision the agreement has to be that of double precision.
+    # double precision
     with torch.no_grad():
         for mine, theirs in zip(model.double()(image.double()), expected):
             assert relative_error(mine, theirs) < 1e-10

@@ -1,4 +1,4 @@
-"""Options that users of ChristophReich1996/Swin-Transformer-V2 know: memory settings and new resolutions."""
+"""Test options of ChristophReich1996/Swin-Transformer-V2: memory settings and new resolutions."""
 
 import copy
 
@@ -19,7 +19,7 @@ def nano(backbone=SwinTransformerV2, **options):
 
 
 def run(model, image):
-    """Maps and the gradient of every parameter."""
+    """Return the maps and the gradients of all parameters."""
     model.zero_grad()
     maps = model(image)
     sum(item.square().mean() for item in maps).backward()
@@ -49,7 +49,7 @@ def test_sequential_attention_equals_the_parallel_one(backbone, size, randomize)
 
 
 class LargestScores(TorchDispatchMode):
-    """Watches every operation and keeps the size of the largest tensor of scores, `(..., N, N)`."""
+    """Record the size of the largest tensor of scores, `(..., N, N)`, over all operators."""
 
     def __init__(self, tokens):
         super().__init__()
@@ -184,7 +184,7 @@ def test_the_unit_of_the_bias_stays_that_of_the_weights(tmp_path, randomize):
     with torch.no_grad():
         for mine, theirs in zip(model.eval()(image), again.eval()(image)):
             assert torch.equal(mine, theirs)
-    # Weights that are loaded after the change bring a unit of their own, or the one that 0 meant before.
+    # Weights that are loaded later set their training window, or the one that 0 stood for before.
     stated = nano(pretrained_window_sizes=0)
     stated.update_resolution(8)
     load_pretrained(stated, tmp_path / 'at_4.pth')

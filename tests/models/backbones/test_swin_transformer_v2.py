@@ -1,4 +1,4 @@
-"""What the backbone promises to those who build, freeze, move and feed it."""
+"""Test construction, freezing, modes and inputs of the backbone."""
 
 import copy
 import pickle
@@ -33,7 +33,7 @@ def nano(**options) -> SwinTransformerV2:
     ],
 )
 def test_published_sizes(name, channels, depths, millions):
-    """Parameter counts of the paper, which include a classifier of at most 5 million and round."""
+    """The counts of the paper are rounded and include a classifier of at most 5 million parameters."""
     with torch.device('meta'):
         by_name, by_letter = SwinTransformerV2(name), SwinTransformerV2(name[0])
     assert by_name.out_channels == tuple(channels * 2**stage for stage in range(4))
@@ -120,7 +120,7 @@ def test_builds_by_name_with_and_without_prefix_in_every_scope(scope):
 
 
 def test_the_package_imports_without_mmdet_mmseg_mmcv_torchvision_and_timm():
-    """The backbone runs on torch and mmengine alone."""
+    """The backbone needs torch and mmengine only."""
     code = (
         'import sys\n'
         'absent = ("mmdet", "mmseg", "mmcv", "torchvision", "timm")\n'

@@ -1,4 +1,4 @@
-"""`SwinTransformerV2CR` against timm's `swinv2_cr_*`, and what it promises of its own."""
+"""Compare `SwinTransformerV2CR` to timm's `swinv2_cr_*`, and test its options."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def relative_error(ours, theirs):
 
 
 def lively(model):
-    """Random weights of the size that trained ones have."""
+    """Set random weights with the scale of trained ones."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -118,7 +118,7 @@ def test_stage_norms(choice, normed):
 
 
 def test_windows_that_are_not_shifted_never_touch(randomize):
-    """Tokens of two windows only meet where windows are shifted."""
+    """Tokens of different windows interact only if windows are shifted."""
     image = torch.randn(1, 3, 16, 32)
     other = image.clone()
     other[..., 16:] += 1
@@ -153,7 +153,7 @@ def test_the_scale_never_exceeds_100():
 def test_every_parameter_learns(randomize):
     model = randomize(nano(meta_drop_rate=0.1)).train()
     sum(item.square().mean() for item in model(torch.randn(2, 3, 30, 41))).backward()
-    # What a softmax does not feel: a bias common to all keys.
+    # A bias common to all keys does not change a softmax.
     flat = {name for name, value in model.named_parameters() if not value.grad.abs().max() > 1e-12}
     assert not {name for name in flat if not name.endswith('meta_mlp.fc2.bias')}
     assert len(list(model.parameters())) > 40

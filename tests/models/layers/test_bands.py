@@ -1,4 +1,4 @@
-"""Inference in bands, and the position biases kept for it."""
+"""Test inference in bands and cached position biases."""
 
 import copy
 import pickle
@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 
-from swinv2_mm.execution import Execution, plan_block
 from swinv2_mm.models.layers import SwinBlock, SwinStage, bands
 from swinv2_mm.models.layers.patch import PatchEmbed, PatchMerging, PreNormPatchMerging
+from swinv2_mm.ops.execution import Execution, plan_block
 
 
 @pytest.fixture(params=['fused', 'auto'])
@@ -19,7 +19,7 @@ def block(randomize, request):
 
 
 def both(module, x):
-    """What the module gives with and without gradients: only the latter runs in bands."""
+    """Return the results with and without gradients; only the latter runs in bands."""
     plain = module(x)
     with torch.no_grad():
         return module(x), plain.detach()

@@ -1,4 +1,4 @@
-"""Blocks, stages, patches, stochastic depth and output norms."""
+"""Test blocks, stages, patches, stochastic depth and output norms."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_patch_merging_takes_the_four_neighbours_in_the_official_order():
 
 
 def merge_input(merge, x):
-    """What the reduction makes of `x`, before the norm."""
+    """Return the result of the reduction before the norm."""
     seen = []
     hook = merge.reduction.register_forward_hook(lambda module, args, out: seen.append(out))
     merge(x)

@@ -1,4 +1,4 @@
-"""Deformable blocks: where they look, what they learn from, and that they start as plain ones."""
+"""Test offsets, gradients and initialisation of deformable blocks."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ def deformable_blocks(model):
 
 
 def give_offsets(model, std=0.3):
-    """Offsets of a trained model: about a token."""
+    """Set offsets of about one token, as in a trained model."""
     for block in deformable_blocks(model).values():
         nn.init.normal_(block.offset_network[2].weight, std=std)
 
 
 def read_at(x, col, row):
-    """The map `(C, H, W)` at a point, bilinearly, with its outermost tokens going on for ever."""
+    """Sample a map `(C, H, W)` bilinearly at a point, with border padding."""
     total = 0
     for r in (int(np.floor(row)), int(np.floor(row)) + 1):
         for c in (int(np.floor(col)), int(np.floor(col)) + 1):
@@ -85,7 +85,7 @@ def test_starts_as_the_plain_backbone(backbone, randomize):
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
             for mine, theirs in zip(model.eval()(image), plain.eval()(image)):
-                # `grid_sample` returns to a token by a division: not to the last bit.
+                # `grid_sample` rounds coordinates, so results are not bit-equal.
                 torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             exact = model.double()(image.double()), plain.double()(image.double())
@@ -109,7 +109,7 @@ def test_any_size(backbone, size):
 
 
 def test_gradients_are_those_of_finite_differences(randomize):
-    """Also through where the offsets point; off the grid, since bilinear reading has a kink at every token."""
+    """Includes gradients of offsets; off the grid, since bilinear sampling is not differentiable at tokens."""
     block = randomize(
         DeformableSwinBlock(4, 2, (3, 3), shifted=True, attn_backend='reference')
     ).double()

@@ -1,4 +1,4 @@
-"""The continuous position bias."""
+"""Test the continuous position bias."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from swinv2_mm.ops.window_attention.reference import expand_bias
 
 
 def test_coordinates_by_hand():
-    """Window 8 trained at 8: the corner is 8 away, log2(8 + 1) / 3; one step is 8 / 7, log2(15 / 7) / 3."""
+    """Window 8 trained at 8: the corner is at 8, log2(8 + 1) / 3; one step is 8 / 7, log2(15 / 7) / 3."""
     table = log_spaced_coords((8, 8), (0, 0))
     assert table.shape == (15, 15, 2)
     torch.testing.assert_close(table[0, 0], torch.full((2,), -math.log2(9) / 3))
@@ -22,7 +22,7 @@ def test_coordinates_by_hand():
 
 
 def test_coordinates_extrapolate_from_the_training_window():
-    """Weights from window 8 run at 16: one step still is 8 / 7, and the corner lies 120 / 7 away."""
+    """Weights of window 8 at window 16: one step is still 8 / 7, and the corner is at 120 / 7."""
     table = log_spaced_coords((16, 16), (8, 8))
     torch.testing.assert_close(table[16, 15, 0].item(), math.log2(15 / 7) / 3)
     torch.testing.assert_close(table[30, 0, 1].item(), -math.log2(120 / 7 + 1) / 3)
@@ -66,7 +66,7 @@ def test_derived_table_follows_the_module_but_is_never_saved():
     expected = log_spaced_coords((4, 4), (0, 0))
     for clone in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(clone.coords, expected)
-    assert module.half().coords.dtype == torch.float32  # a table in fp16 would blur the bias
+    assert module.half().coords.dtype == torch.float32  # a table in fp16 would be inaccurate
     with torch.device('meta'):
         empty = ContinuousPositionBias((4, 4), (0, 0), num_heads=2)
     assert torch.equal(copy.deepcopy(empty).to_empty(device='cpu').coords, expected)

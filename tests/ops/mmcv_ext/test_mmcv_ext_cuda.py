@@ -1,6 +1,7 @@
-"""The operators of the stand-in on a GPU, against themselves on the CPU (where loops confirm them)."""
+"""Compare the operators of the stand-in on a GPU to those on the CPU, which other tests compare to loops."""
 
 import importlib
+import os
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ pytestmark = [
         not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
     ),
 ]
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 
 DEVICE = 'cuda'
+# Deterministic matrix products need it before the first one; mmengine sets it too.
+os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
 
 
 def random_boxes(count):
@@ -183,7 +186,7 @@ def test_no_boxes(mode):
 
 
 def strided(x):
-    """The same numbers with channels last."""
+    """Return the same values in channels-last format."""
     return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
 
 

@@ -1,4 +1,4 @@
-"""Deformable convolution and attention of mmcv on the stand-in, against loops over every sample."""
+"""Compare deformable convolution and attention of mmcv on the stand-in to loops over samples."""
 
 import importlib
 import itertools
@@ -12,12 +12,12 @@ from swinv2_mm.ops import mmcv_ext
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
 )
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 deform_attn = importlib.import_module('mmcv.ops.multi_scale_deform_attn')
 
 
 def bilinear(plane, y, x):
-    """Value of an (H, W) map at a position, with zeros around it; differentiable in all three."""
+    """Sample a zero-padded (H, W) map at a position; differentiable in all three."""
     value = plane.new_zeros(())
     top, left = math.floor(y.item()), math.floor(x.item())
     for row in (top, top + 1):
@@ -30,7 +30,7 @@ def bilinear(plane, y, x):
 def naive_deform_conv(
     x, offset, mask, weight, bias, stride, padding, dilation, groups, deform_groups
 ):
-    """Convolution whose samples are each moved by their own offset (y first) and scaled by `mask`."""
+    """Compute a convolution whose samples are moved by offsets (y first) and scaled by `mask`."""
     batch, channels = x.shape[:2]
     filters, per_group, kh, kw = weight.shape
     height, width = offset.shape[2:]
@@ -118,7 +118,7 @@ def test_deformable_convolutions_take_half_precision(dtype):
         assert torch.equal(output, reference.to(dtype))
         for ours, theirs in zip(gradients(output, half), gradients(reference, exact)):
             assert ours.dtype == dtype
-            # The incoming gradient was rounded too.
+            # The output gradient was rounded, too.
             torch.testing.assert_close(ours.float(), theirs, rtol=0.05, atol=0.05)
 
 
@@ -143,7 +143,7 @@ def attn_case(dtype=torch.float64):
     shapes = [(3, 5), (2, 1)]
     sizes = [h * w for h, w in shapes]
     value = torch.randn(2, sum(sizes), 2, 3, dtype=torch.float64)
-    locations = torch.rand(2, 3, 2, 2, 2, 2, dtype=torch.float64) * 1.4 - 0.2  # some off the map
+    locations = torch.rand(2, 3, 2, 2, 2, 2, dtype=torch.float64) * 1.4 - 0.2  # some outside
     weights = torch.rand(2, 3, 2, 2, 2, dtype=torch.float64)
     starts = torch.tensor([0, sizes[0]])
     tensors = [t.to(dtype).requires_grad_() for t in (value, locations, weights)]

@@ -1,4 +1,4 @@
-"""`sigmoid_focal_loss` of mmcv on the stand-in, against the formula of the paper in float64."""
+"""Compare `sigmoid_focal_loss` of mmcv on the stand-in to the formula of the paper in float64."""
 
 import importlib
 
@@ -10,11 +10,11 @@ from swinv2_mm.ops import mmcv_ext
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
 )
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 
 
 def naive_focal_loss(logits, target, gamma, alpha, weight=None):
-    """-alpha_t (1 - p_t)^gamma log(p_t), element by element; a target of C means that no class is right."""
+    """Compute -alpha_t (1 - p_t)^gamma log(p_t) elementwise; a target of C is background."""
     rows = []
     for n in range(logits.size(0)):
         for c in range(logits.size(1)):

@@ -1,11 +1,9 @@
-"""When the stand-in for mmcv's operators is placed, and what kind of module it is."""
+"""Test when the stand-in for mmcv's operators is installed, and its behaviour as a module."""
 
-import copy
 import importlib
 import importlib.util
 import inspect
 import os
-import pickle
 import subprocess
 import sys
 import textwrap
@@ -29,7 +27,7 @@ def extension():
 
 
 def run_python(code, *path, flags=()):
-    """Run code in a fresh interpreter with `path` before everything else; returns what it printed."""
+    """Run code in a new interpreter with `path` first in `sys.path`; return its output."""
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(map(str, path)),
@@ -46,7 +44,7 @@ def run_python(code, *path, flags=()):
     return done.stdout
 
 
-# Loads the module without the package around it, whose import already calls install().
+# Loads the module without the package, whose import calls install().
 LOAD_ALONE = f"""
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location('swinv2_mm.ops.mmcv_ext', {mmcv_ext.__file__!r})
@@ -92,7 +90,7 @@ def test_an_extension_that_is_already_imported_is_left_alone(tmp_path):
 
 
 def test_nothing_happens_without_mmcv(tmp_path):
-    (tmp_path / 'mmcv').mkdir()  # a mere folder of that name is not mmcv
+    (tmp_path / 'mmcv').mkdir()  # a folder of that name is not mmcv
     code = LOAD_ALONE + "print(mmcv_ext.install(), 'mmcv._ext' in sys.modules)"
     assert run_python(code, tmp_path, flags=('-S',)).split() == ['False', 'False']
 
@@ -109,8 +107,6 @@ def test_installing_imports_no_heavy_package(tmp_path):
 def test_installing_again_changes_nothing(extension):
     assert mmcv_ext.install() is True
     assert importlib.import_module('mmcv._ext') is extension
-    assert importlib.reload(mmcv_ext).install() is True
-    assert importlib.import_module('mmcv._ext') is extension
 
 
 @needs_stand_in
@@ -125,20 +121,12 @@ def test_openmmlab_believes_that_mmcv_has_operators(extension):
 
 @needs_stand_in
 def test_module_probes_are_told_the_truth(extension):
-    for name in (
-        '__path__',
-        '__file__',
-        '__wrapped__',
-        '__torch_function__',
-        '_repr_html_',
-        '__all__',
-    ):
+    for name in ('__path__', '__file__', '__wrapped__', '__torch_function__', '__all__'):
         assert not hasattr(extension, name), name
     with pytest.raises(AttributeError, match='__path__'):
         extension.__path__  # noqa: B018
     assert inspect.ismodule(extension) and inspect.unwrap(extension) is extension
     assert extension.__name__ == 'mmcv._ext' and extension.__package__ == 'mmcv'
-    assert {'nms', 'roi_align_forward'} <= set(dir(extension))
 
 
 @needs_stand_in
@@ -146,13 +134,13 @@ def test_an_operator_that_is_missing_says_so_when_it_is_called():
     import torch
     from mmcv.ops import CARAFE
 
-    carafe = CARAFE(kernel_size=3, group_size=1, scale_factor=2)  # building is fine
+    carafe = CARAFE(kernel_size=3, group_size=1, scale_factor=2)  # building works
     with pytest.raises(NotImplementedError) as caught:
         carafe(torch.rand(1, 4, 5, 5), torch.rand(1, 9, 10, 10))
     message = str(caught.value)
     assert "'carafe_forward'" in message
     assert 'pip install' in message and '--no-build-isolation' in message
-    assert 'roi_align_forward' in message and 'softnms' in message  # what there is instead
+    assert 'roi_align_forward' in message and 'softnms' in message  # lists the provided operators
 
 
 @needs_stand_in
@@ -163,15 +151,6 @@ def test_every_operator_it_promises_is_there(extension):
         operator = getattr(extension, name)
         assert inspect.isfunction(operator) and operator.__name__ == name
         assert operator.__module__.startswith('swinv2_mm.ops.')
-
-
-@needs_stand_in
-@pytest.mark.parametrize('protocol', range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_module_and_operators_survive_pickle_and_copy(extension, protocol):
-    for original in (extension, extension.nms, extension.carafe_forward):
-        assert pickle.loads(pickle.dumps(original, protocol)) is original
-        assert copy.deepcopy(original) is original
-        assert copy.copy(original) is original
 
 
 WORKERS = """
@@ -210,7 +189,7 @@ def test_operators_work_in_forked_and_spawned_data_workers(tmp_path):
     assert done.stdout.split('\n')[:2] == ['[[1, 2], [1, 2]]'] * 2
 
 
-# Both libraries look for mmcv's operators as soon as their data structures and tools are imported.
+# Both libraries import mmcv's operators in their data structures and tools.
 LATE = """
 import numpy as np
 import mmdet.structures.mask.structures as masks

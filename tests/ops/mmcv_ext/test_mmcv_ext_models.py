@@ -1,4 +1,4 @@
-"""mmdet's own detectors train a step and predict on the stand-in, in a process that starts from nothing."""
+"""Train and predict with detectors of mmdet on the stand-in, in a new process."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`nms`, `batched_nms` and `nms_match` of mmcv on the stand-in, against loops in float32 arithmetic."""
+"""Compare `nms`, `batched_nms` and `nms_match` of mmcv on the stand-in to loops in float32."""
 
 import importlib
 
@@ -11,13 +11,13 @@ from swinv2_mm.ops import mmcv_ext
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
 )
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 
 F = np.float32
 
 
 def iou(a, b, offset=0):
-    """IoU of two boxes, operation by operation in float32; NaN for an empty union."""
+    """Compute the IoU of two boxes in float32; NaN for an empty union."""
     o = F(offset)
     width = max(F(0), min(a[2], b[2]) - max(a[0], b[0]) + o)
     height = max(F(0), min(a[3], b[3]) - max(a[1], b[1]) + o)
@@ -28,7 +28,7 @@ def iou(a, b, offset=0):
 
 
 def by_score(scores):
-    """Indices from the best score to the worst, equal ones in their order."""
+    """Return indices by decreasing score; equal scores keep their order."""
     return sorted(range(len(scores)), key=lambda i: -scores[i])
 
 
@@ -53,7 +53,7 @@ def naive_match(boxes, scores, threshold):
 
 
 def random_boxes(count, seed, whole=False, ties=False, size=40.0):
-    """Random boxes and scores; `whole` puts corners on integers (exact IoUs, zero areas), `ties` repeats scores."""
+    """Return random boxes and scores; `whole` uses integer corners (exact IoUs, zero areas), `ties` repeats scores."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator) * size
     boxes = torch.cat(
@@ -75,7 +75,7 @@ def test_nms_equals_the_loop(threshold, offset):
 
 
 def test_nms_keeps_an_iou_equal_to_the_threshold():
-    # 1 of 10 pixels: their IoU is 0.1 in float32, which as a double is greater than 0.1.
+    # 1 of 10 pixels: the IoU is 0.1 in float32, which is greater than the double 0.1.
     boxes = torch.tensor([[0.0, 0, 10, 1], [0, 0, 1, 1]])
     scores = torch.tensor([0.9, 0.8])
     assert ops.nms(boxes, scores, 0.1)[1].tolist() == [0, 1]
@@ -126,7 +126,7 @@ def test_nms_of_other_formats_is_that_of_their_values(dtype):
     expected = naive_nms(boxes.float(), scores.float(), 0.4)
     dets, inds = ops.nms(boxes, scores, 0.4)
     assert inds.tolist() == expected and dets.dtype == dtype
-    # As under autocast: decoded boxes in float32, scores in half precision.
+    # As under autocast: boxes in float32, scores in half precision.
     assert ops.nms(boxes.float(), scores, 0.4)[1].tolist() == expected
     with torch.autocast('cpu', dtype=dtype, enabled=dtype != torch.float64):
         assert ops.nms(boxes, scores, 0.4)[1].tolist() == expected

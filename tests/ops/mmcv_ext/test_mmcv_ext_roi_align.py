@@ -1,4 +1,4 @@
-"""`roi_align` of mmcv on the stand-in, against loops over regions, bins, samples and pixels in float64."""
+"""Compare `roi_align` of mmcv on the stand-in to loops in float64."""
 
 import importlib
 import math
@@ -13,12 +13,12 @@ from swinv2_mm.ops.mmcv_ext import roi_align as implementation
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
 )
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 extension = importlib.import_module('mmcv._ext')
 
 
 def hat(position, size):
-    """(size,) weights of linear interpolation; up to one pixel off the map counts as its border."""
+    """Return (size,) weights of linear interpolation; up to one pixel outside counts as border."""
     if position < -1 or position > size:
         return np.zeros(size)
     position = min(max(position, 0.0), size - 1.0)
@@ -26,7 +26,7 @@ def hat(position, size):
 
 
 def sample_weights(roi, bins, size, scale, ratio, aligned):
-    """For one region: {(ph, pw): [(y, x, (H, W) weights), ...]} in float64."""
+    """Return {(ph, pw): [(y, x, (H, W) weights), ...]} of one region in float64."""
     shift = 0.5 if aligned else 0.0
     x1, y1, x2, y2 = (c * scale - shift for c in roi[1:])
     height, width = y2 - y1, x2 - x1
@@ -46,7 +46,7 @@ def sample_weights(roi, bins, size, scale, ratio, aligned):
 
 
 def naive_roi_align(feats, rois, grad, bins, scale, ratio, mode, aligned):
-    """Output and gradient of the features, as float64 tensors."""
+    """Return output and gradient of the features as float64 tensors."""
     feats, rois, grad = (t.double().numpy() for t in (feats, rois, grad))
     output, grad_feats = np.zeros(grad.shape), np.zeros(feats.shape)
     for k, roi in enumerate(rois):
@@ -72,8 +72,8 @@ def naive_roi_align(feats, rois, grad, bins, scale, ratio, mode, aligned):
 
 
 def random_case(seed, scale, dtype=torch.float64, regions=4):
-    """Features and regions, some of them partly or wholly off the map. Corners lie on eighths of a feature pixel,
-    exact in every format, so that float32 and float64 place the same samples."""
+    """Return features and regions, some of them partly or fully outside the map. Corners are multiples of 1/8 pixel,
+    exact in every dtype, so that float32 and float64 have the same samples."""
     generator = torch.Generator().manual_seed(seed)
     batch, channels, height, width = (
         int(torch.randint(1, n, (), generator=generator)) for n in (4, 4, 12, 15)
@@ -139,7 +139,7 @@ def test_max_mode_reports_where_the_greatest_sample_was():
         feats, rois, output, y, x,
         aligned_height=1, aligned_width=1, spatial_scale=1.0, sampling_ratio=5, pool_mode=0, aligned=True,
     )  # fmt: skip
-    # Samples at 0.5, 1.5, ... : four share the peak, and the first of them counts.
+    # Samples at 0.5, 1.5, ...: four have the maximum, and the first one is selected.
     assert (output.item(), y.item(), x.item()) == (1.25, 1.5, 2.5)
 
 
@@ -200,7 +200,7 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(dtype, mode):
     assert torch.equal(output, exact.to(dtype))
     if mode == 'avg':
         assert torch.equal(grad_feats, exact_grad.to(dtype))
-    else:  # where the greatest samples were is kept in half precision, as mmcv's buffers are
+    else:  # positions of the greatest samples are in half precision, as in mmcv's buffers
         torch.testing.assert_close(grad_feats.float(), exact_grad, rtol=0.1, atol=0.1)
         torch.testing.assert_close(grad_feats.float().sum(), exact_grad.sum(), rtol=0.02, atol=0.02)
 

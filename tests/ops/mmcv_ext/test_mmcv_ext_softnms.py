@@ -1,4 +1,4 @@
-"""`soft_nms` of mmcv on the stand-in, against a loop over a Python list in float32 arithmetic."""
+"""Compare `soft_nms` of mmcv on the stand-in to a loop over a Python list in float32."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from swinv2_mm.ops import mmcv_ext
 pytestmark = pytest.mark.skipif(
     not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
 )
-ops = importlib.import_module('mmcv.ops')  # after install(), whatever order imports are sorted into
+ops = importlib.import_module('mmcv.ops')  # must follow install()
 extension = importlib.import_module('mmcv._ext')
 
 F = np.float32
@@ -28,11 +28,11 @@ def iou(a, b, offset):
 
 
 def naive_soft_nms(boxes, scores, threshold, sigma, min_score, method, offset):
-    """Returns (indices, scores). A dropped box is replaced by the last of the list, as in the compiled operator."""
+    """Return (indices, scores). As in the compiled operator, a dropped box is replaced by the last one."""
     left = [[box, score, i] for i, (box, score) in enumerate(zip(boxes.numpy(), scores.numpy()))]
     taken = []
     while left:
-        best = max(range(len(left)), key=lambda k: left[k][1])  # the first of equal ones
+        best = max(range(len(left)), key=lambda k: left[k][1])  # the first of equal scores
         left[0], left[best] = left[best], left[0]
         box, score, i = left.pop(0)
         taken.append((i, float(score)))
@@ -77,7 +77,7 @@ def test_soft_nms_equals_the_loop(method, offset):
         assert torch.equal(dets[:, :4], boxes[inds])
         torch.testing.assert_close(dets[:, 4], expected_scores, rtol=1e-5, atol=1e-7)
         shrunk += len(inds) < count
-    assert shrunk >= 3  # the cases above do drop boxes
+    assert shrunk >= 3  # the cases above drop boxes
 
 
 def test_an_iou_equal_to_the_threshold_lowers_the_score():
@@ -117,7 +117,7 @@ def test_no_boxes(method):
 
 
 def test_the_best_box_stays_even_below_the_minimum():
-    # As in the compiled operator: the minimum is looked at when a score is lowered.
+    # As in the compiled operator: the minimum is checked when a score is lowered.
     boxes = torch.tensor([[0.0, 0, 4, 4], [9, 9, 12, 12]])
     assert ops.soft_nms(boxes, torch.tensor([0.01, 0.02]), min_score=0.05)[1].tolist() == [1]
 

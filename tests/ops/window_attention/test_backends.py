@@ -1,4 +1,4 @@
-"""Every backend against the reference: outputs and all gradients, in every dtype."""
+"""Compare outputs and gradients of every backend to the reference, in every dtype."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from swinv2_mm.ops.window_attention import (
 )
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
 
-# Largest difference from the fp64 reference on the same rounded inputs, over the largest entry.
+# Largest relative difference from the fp64 reference with the same rounded inputs.
 TOLERANCES = {
     torch.float64: 1e-12,
     torch.float32: 1e-5,
@@ -24,7 +24,7 @@ PAIRS = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 def case(size, window, shifted, images=2, heads=2, dim=8, dtype=torch.float32, seed=0):
-    """qkv, scale, bias table and the gradient of the output, and a partition."""
+    """Return qkv, scale, bias table, output gradient and partition."""
     generator = torch.Generator().manual_seed(seed)
     shift = (window[0] // 2, window[1] // 2) if shifted else (0, 0)
     partition = WindowPartition.fit(size, window, shift)
@@ -38,7 +38,7 @@ def case(size, window, shifted, images=2, heads=2, dim=8, dtype=torch.float32, s
 
 
 def run(attention, tensors, grad, partition):
-    """The output and the gradients of all three inputs."""
+    """Return the output and the gradients of all three inputs."""
     tensors = [tensor.detach().clone().requires_grad_() for tensor in tensors]
     out = attention(*tensors, partition)
     out.backward(grad)
@@ -51,8 +51,8 @@ def check(attention, tensors, grad, partition, dtype):
     for name, mine, theirs in zip(('output', 'qkv', 'scale', 'table'), results, exact):
         assert mine.isfinite().all(), name
         assert mine.dtype == (dtype if name in ('output', 'qkv') else tensors[1].dtype), name
-        # Scale and table collect terms of order one that may cancel. And a single key has weight 1 whatever its
-        # score, so that what should be 0 is rounding noise.
+        # Gradients of scale and table are sums of terms of order one that may cancel. With a single key they should be
+        # 0, and contain rounding errors only.
         floor = 1.0 if name in ('scale', 'table') else 1e-2
         size = theirs.abs().max().clamp_min(floor).item()
         assert (mine - theirs).abs().max().item() <= TOLERANCES[dtype] * size, name
@@ -87,10 +87,10 @@ def test_chunks_change_nothing(monkeypatch, windows):
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_zero_keys_at_loss_scale_65536(dtype):
-    """Keys have no bias, so a constant image has keys of length zero."""
+    """Keys do not have a bias, so a constant image has zero keys."""
     (qkv, scale, table), grad, partition = case((10, 10), (8, 8), True, dtype=dtype)
     qkv[:, 3:7] = 0
-    loss = (grad.sign().float() * 65536 / grad.numel()).to(dtype)  # that of a mean
+    loss = (grad.sign().float() * 65536 / grad.numel()).to(dtype)  # gradient of a mean
     for value in run(fused, (qkv, scale, table), loss, partition):
         assert value.isfinite().all()
 
@@ -105,7 +105,7 @@ def test_autocast_does_not_blur_the_scores():
 
 
 def test_memory_of_training_does_not_grow_with_the_scores():
-    """What is stored for the backward pass is the inputs, never windows x N x N."""
+    """Only the inputs are stored for the backward pass, not windows x N x N scores."""
     tensors, _, partition = case((64, 64), (16, 16), True, images=1)
     kept = 0
 

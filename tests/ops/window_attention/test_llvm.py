@@ -1,4 +1,4 @@
-"""The kernels that LLVM compiles, against the reference: on every instruction set that they are for."""
+"""Compare the kernels compiled by LLVM to the reference, on all supported instruction sets."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_backends import PAIRS, SIDES, case, check, run
 from torch.utils.flop_counter import FlopCounterMode
 
-from swinv2_mm.execution import why_not_llvm
+from swinv2_mm.ops.execution import why_not_llvm
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import llvm_backend as backend
 
@@ -28,7 +28,7 @@ def llvm(qkv, scale, table, partition):
 
 @pytest.mark.skipif(NARROW, reason='all tests here are with AVX2')
 def test_kernels_with_avx2():
-    """Half as long vectors, which every processor with AVX-512 has, too."""
+    """Vectors of half the length, which processors with AVX-512 support, too."""
     command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', __file__]
     environment = {**os.environ, 'ATEN_CPU_CAPABILITY': 'avx2'}
     child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
@@ -65,9 +65,9 @@ def test_windows_of_real_size(size, window, dim, heads, shifted):
 
 
 def test_extreme_scores():
-    """Temperatures at their limit, cosines of one: scores between -100 and 100 and all weight on one key."""
+    """Maximum scale and cosines of one: scores between -100 and 100, all weight on one key."""
     (qkv, scale, table), grad, partition = case((16, 20), (8, 8), True, dim=32)
-    qkv[..., 64:128] = qkv[..., :64] * 1e3  # keys along queries
+    qkv[..., 64:128] = qkv[..., :64] * 1e3  # keys parallel to queries
     check(llvm, (qkv, torch.full_like(scale, 100.0), table), grad, partition, torch.float32)
 
 
@@ -160,7 +160,7 @@ def test_defaults_of_torch_do_not_matter():
 
 
 def test_in_a_forked_process():
-    """As data loaders start them, with one thread."""
+    """Forked processes of data loaders have one thread."""
     code = (
         'import os, torch\n'
         'from swinv2_mm.ops.window_attention import WindowPartition, window_attention\n'
@@ -240,7 +240,7 @@ def test_other_backends_run_where_it_cannot(environment, before, reason):
         'import torch\n'
         'from swinv2_mm import SwinTransformerV2\n'
         'from swinv2_mm.ops.window_attention import choose_backend\n'
-        'from swinv2_mm.execution import why_not_llvm\n'
+        'from swinv2_mm.ops.execution import why_not_llvm\n'
         f'assert {reason!r} in why_not_llvm(torch.device("cpu"))\n'
         'assert choose_backend("auto", torch.device("cpu")) == "fused"\n'
         'arch = dict(embed_dims=32, depths=[2], num_heads=[1])\n'

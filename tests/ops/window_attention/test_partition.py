@@ -1,4 +1,4 @@
-"""Cutting maps into windows."""
+"""Test the partition of maps into windows."""
 
 import pytest
 import torch
@@ -28,12 +28,12 @@ def test_join_undoes_split(size, window, shift):
 
 @pytest.mark.parametrize(('size', 'window', 'shift'), CASES)
 def test_regions_hold_what_is_one_window_of_the_plane(size, window, shift):
-    """Two tokens share window and label exactly if the same window covers both, before any wrapping."""
+    """Tokens have the same window and label if and only if one window covers both before wrapping."""
     partition = WindowPartition.fit(size, window, shift)
     coords = torch.stack(
         torch.meshgrid(*(torch.arange(1, side + 1) for side in size), indexing='ij'), dim=-1
     )
-    windows = partition.split(coords[None].float()).long()  # padding shows up as (0, 0)
+    windows = partition.split(coords[None].float()).long()  # padding has the value (0, 0)
     regions = partition.regions()
     if regions is None:
         regions = torch.zeros(windows.shape[:2], dtype=torch.long)
@@ -70,7 +70,7 @@ def test_no_labels_where_every_window_is_whole():
 
 
 def windows_of(tile, tokens):
-    """The windows of a tile in `(B, H, W, 1)`: `(windows, N)`."""
+    """Return the windows of a tile in `(B, H, W, 1)`: `(windows, N)`."""
     return tile.view(tokens).reshape(-1, tile.window[0] * tile.window[1])
 
 

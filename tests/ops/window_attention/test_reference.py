@@ -1,4 +1,4 @@
-"""The reference attention against loops, and at the places where others break."""
+"""Compare the reference attention to loops, and test difficult inputs."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_gradients_of_all_five_inputs():
 
 
 def test_no_score_leaks_between_regions():
-    """With the customary mask of -100 a token with score 100 beats one with score -100 across the border."""
+    """With the usual mask of -100, a masked score of 100 exceeds an unmasked score of -100."""
     q = torch.tensor([[1.0, 0.0], [1.0, 0.0]])[None, None]
     k = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])[None, None]
     v = torch.tensor([[1.0, 1.0], [7.0, 7.0]])[None, None]
@@ -77,7 +77,7 @@ def test_half_precision_stays_close_to_double(dtype):
     half = attend(*(tensor.to(dtype) for tensor in args[:3]), *args[3:])
     assert half.dtype == dtype
     exact = attend(*(tensor.to(dtype).double() for tensor in args[:3]), *args[3:])
-    # One rounding of the weights, at most 1, and one of the sum, at most max |v|.
+    # Rounding of the weights (at most 1) and of the sum (at most max |v|).
     bound = 2 * torch.finfo(dtype).eps * args[2].abs().max().item()
     torch.testing.assert_close(half.double(), exact, rtol=0, atol=bound)
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against the reference: on a GPU, and in Triton's interpreter on the CPU."""
+"""Compare the Triton kernels to the reference, on a GPU or in Triton's interpreter."""
 
 import math
 import subprocess
@@ -10,7 +10,7 @@ from test_backends import TOLERANCES, case, check, run
 from torch.utils.flop_counter import FlopCounterMode
 from triton_runs import DEVICE, gpu, kernels, outside
 
-from swinv2_mm.execution import BACKENDS
+from swinv2_mm.ops.execution import BACKENDS
 from swinv2_mm.ops.window_attention import choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
@@ -30,15 +30,15 @@ def on_device(tensors, grad, partition):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Several blocks in a small window, of which the interpreter has time for a few."""
+    """Use several blocks in a small window, since the interpreter is slow."""
     monkeypatch.setattr(backend, 'BLOCK', 32)
     monkeypatch.setattr(backend, 'BLOCK_FP32', 32)
     for name in ('STEP', 'GRAD_STEP', 'STEP_FP32'):
         monkeypatch.setattr(backend, name, 16)
 
 
-# Sizes with remainders on either axis, windows longer than wide and the reverse, a window as large as the map along one
-# axis or both, a map of whole windows, and windows with more than one block of tokens.
+# Sizes with remainders on both axes, non-square windows, windows as large as the map along one axis or both, maps of
+# complete windows, and windows with several blocks of tokens.
 @kernels
 @pytest.mark.parametrize(
     ('size', 'window', 'shifted', 'dim'),
@@ -69,7 +69,7 @@ def test_in_every_dtype(dtype, size, window):
 
 @kernels
 def test_the_gradient_of_the_scale_does_not_see_that_outputs_are_rounded():
-    """Cosines of one sign, over which an error in the mean gradient of a row would add up."""
+    """With cosines of one sign, errors in the mean gradient of a row accumulate."""
     (qkv, scale, table), grad, partition = case((4, 6), (4, 6), False, dtype=torch.float16)
     tensors, grad, partition = on_device((qkv + 2, scale, table), grad, partition)
     mine = run(triton, tensors, grad, partition)[2]
@@ -104,7 +104,7 @@ def test_windows_of_one_token():
 def test_zero_keys_at_loss_scale_65536(dtype):
     tensors, grad, partition = on_device(*case((6, 7), (4, 4), True, dim=16, dtype=dtype))
     tensors[0][:, 2:5] = 0
-    loss = grad.sign() * (65536 / grad.numel())  # that of a mean
+    loss = grad.sign() * (65536 / grad.numel())  # gradient of a mean
     out, grad_qkv, *others = run(triton, tensors, loss, partition)
     for value in (out, grad_qkv, *others):
         assert value.isfinite().all()
@@ -134,7 +134,7 @@ def test_gradients_of_logits_may_leave_the_range_of_fp16():
 
 @kernels
 def test_large_logits_and_biases():
-    """Scores of 100 and more, in which a masked pair must still count for nothing."""
+    """Masked pairs have weight zero also for scores of 100 and more."""
     (qkv, scale, table), grad, partition = case((7, 7), (4, 3), True, dim=16)
     tensors, grad, partition = on_device((qkv, scale * 0 + 100, table * 100), grad, partition)
     results = run(triton, tensors, grad, partition)
@@ -145,7 +145,7 @@ def test_large_logits_and_biases():
         partition,
     )
     for mine, theirs in zip(results, exact):
-        # At logits of some hundreds the last place of fp32 is 3e-5.
+        # The resolution of fp32 is 3e-5 for logits of several hundreds.
         assert (mine - theirs).abs().max() <= 1e-3 * theirs.abs().max()
 
 
@@ -205,7 +205,7 @@ def test_compiled_without_a_graph_break():
     def attention(qkv, scale, table, partition):
         return triton(qkv, scale, table, partition) + 0
 
-    # The kernels are opaque to the compiler; its own code generation is not what is tested.
+    # The compiler does not trace the kernels; its code generation is not tested here.
     compiled = torch.compile(attention, fullgraph=True, backend='aot_eager')
     plain = run(triton, tensors, grad, partition)
     for mine, theirs in zip(run(compiled, tensors, grad, partition), plain):
@@ -225,7 +225,7 @@ def test_operators_keep_the_rules_of_torch():
     with torch.no_grad():
         out, lse = backend._attention(*inputs, window, shift)
         arguments = (torch.randn_like(out), *(x.detach() for x in inputs), out, lse, window, shift)
-        for with_table in (True, False):  # compiled code relies on the strides of what it gets
+        for with_table in (True, False):  # compiled code relies on the strides of outputs
             torch.library.opcheck(
                 backend._backward,
                 (*arguments, with_table),
@@ -282,7 +282,7 @@ def test_auto_takes_it_on_a_gpu():
 def test_kernels_compile_where_there_is_no_gpu(
     capability, dtype, large_window, dim, tmp_path, monkeypatch
 ):
-    """The interpreter accepts what the compiler refuses, and shared memory is short on real GPUs only."""
+    """The interpreter accepts code that the compiler rejects, and does not limit shared memory."""
     pytest.importorskip('triton', minversion='3.3')
     triton_compiler = pytest.importorskip('triton.compiler')
     from triton.backends.compiler import GPUTarget
@@ -317,7 +317,7 @@ def test_kernels_compile_where_there_is_no_gpu(
         source = triton_compiler.ASTSource(kernel, signature, constants)
         options = {key: launch.options[key] for key in ('num_warps', 'num_stages')}
         compiled = triton_compiler.compile(source, GPUTarget('cuda', capability, 32), options)
-        # What a block may have on the GPUs that have least, those of capability 8.6 and 8.9.
+        # Limit of shared memory on GPUs of capability 8.6 and 8.9, which have least.
         assert 0 < compiled.metadata.shared <= 99 * 1024
         assert compiled.asm['cubin']
 
@@ -341,7 +341,7 @@ def test_the_package_imports_without_triton():
         'import sys; sys.modules["triton"] = None\n'
         'import torch\n'
         'from swinv2_mm.ops.window_attention import choose_backend\n'
-        'from swinv2_mm.execution import why_not_triton\n'
+        'from swinv2_mm.ops.execution import why_not_triton\n'
         'cpu = torch.device("cpu")\n'
         'assert "not installed" in why_not_triton(cpu), why_not_triton(cpu)\n'
         'assert choose_backend("auto", cpu) in ("llvm", "fused")\n'

@@ -1,4 +1,4 @@
-"""What a first run on a GPU usually breaks, in the Triton backend: streams, strides, large sizes, devices, graphs."""
+"""Test the Triton backend on GPUs: streams, strides, large sizes, devices, graphs."""
 
 import builtins
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from test_triton import on_device, triton
 from torch.utils.checkpoint import checkpoint
 from triton_runs import DEVICE, INTERPRETED, gpu, kernels, outside
 
-from swinv2_mm import execution
+from swinv2_mm.ops import execution
 from swinv2_mm.ops.window_attention import WindowPartition, choose_backend, window_attention
 from swinv2_mm.ops.window_attention import triton_backend as backend
 
@@ -24,7 +24,7 @@ both_kinds = pytest.mark.parametrize(
 
 
 def usual_case(size=(5, 6), window=(4, 4), heads=1, seed=0):
-    """What most tests run, so that a GPU compiles few kernels: padded and shifted windows of 16 tokens in fp16."""
+    """Return padded and shifted windows of 16 tokens in fp16, shared by most tests to compile few kernels."""
     options = dict(images=1, heads=heads, dim=32, dtype=torch.float16, seed=seed)
     return case(size, window, True, **options)
 
@@ -34,7 +34,7 @@ def assert_equal(results, others):
         assert torch.equal(mine, theirs)
 
 
-# A new number of channels is a new set of kernels, which take seconds to compile.
+# Each number of channels needs new kernels, which take seconds to compile.
 @kernels
 @pytest.mark.parametrize('dim', [40, 48])
 def test_channels_of_a_head(dim):
@@ -59,7 +59,7 @@ def test_windows_of_up_to_1024_tokens(size, window):
 @kernels
 @both_kinds
 def test_strides_do_not_matter(size, window):
-    """A part of a larger map, a map with its channels first, and the table as the position bias gives it."""
+    """Test part of a larger map, a channels-first map, and a table with the strides of the position bias."""
     (qkv, scale, table), grad, partition = on_device(*usual_case(size, window, heads=2))
     plain = run(triton, (qkv, scale, table), grad, partition)
     larger = qkv.new_zeros(2, qkv.shape[1] + 1, qkv.shape[2] + 2, qkv.shape[3] + 8)
@@ -78,7 +78,7 @@ def test_strides_do_not_matter(size, window):
 @kernels
 @both_kinds
 def test_every_number_of_an_output_is_written(size, window):
-    """Deterministic algorithms are allowed, and fill what is allocated without a value with NaN."""
+    """Deterministic algorithms fill uninitialised memory with NaN."""
     tensors, grad, partition = on_device(*usual_case(size, window))
     plain = run(triton, tensors, grad, partition)
     torch.use_deterministic_algorithms(True)
@@ -143,10 +143,10 @@ def test_compiled_once_for_several_sizes():
 
 @kernels
 def test_tf32_is_read_from_either_setting_of_torch():
-    """Since torch 2.9 there are two, of which the older one cannot be read once the newer one was written."""
+    """Since torch 2.9 there are two settings; the older one cannot be read after the newer one was set."""
     matmul = torch.backends.cuda.matmul
     if not hasattr(matmul, 'fp32_precision'):
-        pytest.skip('this torch has but one setting')
+        pytest.skip('this torch has only one setting')
     tensors, grad, partition = on_device(*case((4, 4), (4, 4), False, images=1, heads=1))
     plain = run(triton, tensors, grad, partition)
     try:
@@ -162,9 +162,9 @@ def test_tf32_is_read_from_either_setting_of_torch():
 
 @pytest.fixture
 def end_of_a_grid(monkeypatch):
-    """Returns a function after which the interpreter runs only so many programs of a grid, the last ones.
+    """Return a function that limits the interpreter to the last programs of a grid.
 
-    Tensors that these do not touch have no memory.
+    Tensors that these programs do not access need no memory.
     """
 
     def keep(count):
@@ -176,7 +176,7 @@ def end_of_a_grid(monkeypatch):
             return builtins.range(*bounds)[-count:] if len(bounds) == 1 else builtins.range(*bounds)
 
         monkeypatch.setattr(interpreter, 'range', last_programs, raising=False)
-        # On a CPU it would copy every tensor onto itself.
+        # On a CPU it would copy tensors onto themselves.
         monkeypatch.setattr(interpreter.GridExecutor, '_restore_args_dev', lambda *args: None)
 
     return keep
@@ -194,15 +194,15 @@ def test_the_last_tokens_of_a_window_of_1024(end_of_a_grid):
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
-# Windows of one block and of several go to different kernels, and those of several take the interpreter long.
+# Windows of one block and of several blocks use different kernels; the latter are slow in the interpreter.
 @kernels
 @pytest.mark.parametrize(
     ('size', 'window'), [((5, 4), (4, 4)), ((9, 8) if INTERPRETED else (24, 20), (24, 24))]
 )
 def test_more_than_2_to_the_31_numbers(size, window, end_of_a_grid, monkeypatch):
-    """The last image of a batch whose offsets do not fit 32 bits, forward and backward, against the same image alone.
+    """Compare the last image of a batch whose offsets exceed 32 bits to the same image alone, forward and backward.
 
-    In the interpreter only what is written to has memory.
+    In the interpreter only written memory is allocated.
     """
     if INTERPRETED:
         monkeypatch.setattr(backend, '_processors', lambda device: 2**24)  # a window per program
@@ -221,7 +221,7 @@ def test_more_than_2_to_the_31_numbers(size, window, end_of_a_grid, monkeypatch)
     except RuntimeError as error:
         pytest.skip(f'not enough memory: {error}')
     many[-1], of_many[-1] = qkv[0], grad[0]
-    # Sums over all windows are nothing for the interpreter. The other images are zero and add zero.
+    # Sums over all windows are too slow in the interpreter. The other images are zero and add zero.
     others = () if INTERPRETED else (scale.requires_grad_(), table.requires_grad_())
     out = triton(many.requires_grad_(), scale, table, partition)
     found, *sums = torch.autograd.grad(out, (many, *others), of_many)
@@ -235,7 +235,7 @@ def test_more_than_2_to_the_31_numbers(size, window, end_of_a_grid, monkeypatch)
 
 @gpu
 def test_more_windows_than_a_second_axis_of_a_grid_takes():
-    """70,225 windows, every one of which is like those of a map of one row of windows."""
+    """Test 70,225 windows; all of them equal those of a map with one row of windows."""
     size = (530, 530)
     (qkv, scale, table), grad, partition = on_device(
         *case(size, (2, 2), False, images=1, heads=1, dim=32, dtype=torch.float16)
@@ -254,7 +254,7 @@ def test_more_windows_than_a_second_axis_of_a_grid_takes():
 
 @contextmanager
 def launches_recorded(monkeypatch, guarded):
-    """The kernels that are launched, with their grids, arguments and whether the device was set; none runs."""
+    """Record launched kernels with grid, arguments and current device, without running them."""
     from triton.runtime.jit import JITFunction
 
     found = []
@@ -271,7 +271,7 @@ def launches_recorded(monkeypatch, guarded):
 
 @pytest.fixture
 def guarded(monkeypatch):
-    """Not empty while the device of a tensor is the current one."""
+    """Not empty while the device of a tensor is current."""
     depth = []
     device_of = torch.cuda.device_of
 
@@ -289,7 +289,7 @@ def guarded(monkeypatch):
 @outside
 @pytest.mark.parametrize(('side', 'window'), [(300, 1), (8 * 257, 8), (12 * 257, 12)])
 def test_grids_grow_along_their_first_axis_only(monkeypatch, guarded, side, window):
-    """The others end at 65,535. And kernels start on the device of their tensors, whatever the current one is."""
+    """The other axes are limited to 65,535. Kernels run on the device of their tensors, not the current one."""
     pytest.importorskip('triton')
     partition = WindowPartition.fit((side, side), (window, window), (0, 0))
     qkv = torch.empty(1, side, side, 48, dtype=torch.float16).requires_grad_()  # without memory
@@ -328,7 +328,7 @@ def test_fp32_is_multiplied_as_either_setting_says(monkeypatch):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """A machine with a card of capability 9.0, and one of capability 7.5 beside it."""
+    """Simulate two GPUs of capability 9.0 and 7.5."""
     pytest.importorskip('triton')
     capabilities = {0: (9, 0), 1: (7, 5)}
     current = [0]
@@ -376,7 +376,7 @@ def test_a_device_without_index_is_the_current_one(two_gpus):
 @gpu
 @both_kinds
 def test_on_a_stream_of_its_own(size, window):
-    """Inputs come late on the stream: a kernel on any other would read what was there before."""
+    """Inputs are written late on the stream: a kernel on another stream would read old values."""
     tensors, grad, partition = on_device(*usual_case(size, window))
     plain = run(triton, tensors, grad, partition)
     late = [torch.zeros_like(x) for x in tensors]
@@ -431,7 +431,7 @@ def test_on_a_second_gpu_that_is_not_the_current_one(size, window):
 @gpu
 @both_kinds
 def test_nothing_waits_for_the_gpu(size, window):
-    """A transfer to the host would be an error here."""
+    """A transfer to the host would raise an error."""
     tensors, grad, partition = on_device(*usual_case(size, window))
     run(triton, tensors, grad, partition)
     torch.cuda.set_sync_debug_mode('error')

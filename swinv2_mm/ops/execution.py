@@ -11,16 +11,13 @@ import functools
 import os
 import shutil
 import sys
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from swinv2_mm.ops import optional, private
 from swinv2_mm.ops.llvm import runtime
-
-if TYPE_CHECKING:
-    from swinv2_mm.models.layers.block import SwinBlock
 
 BACKENDS = ('auto', 'reference', 'fused', 'llvm', 'triton')
 MAX_HEAD_DIM = 128  # of the kernels
@@ -32,7 +29,7 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 class Execution(NamedTuple):
-    """How a block runs.
+    """Settings of the execution of a block.
 
     Attributes:
         in_bands: Whether to compute a few rows of windows at a time, with cached position biases.
@@ -67,9 +64,17 @@ def is_as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """Return a module and its submodules; faster than `modules()`."""
+    found = [module]
+    for part in found:
+        found += [child for child in part._modules.values() if child is not None]
+    return found
+
+
 def kinds(module: nn.Module) -> tuple[type[nn.Module], ...]:
     """Return the classes of a module and its submodules; empty if one is not from this package or torch."""
-    found = tuple(type(part) for part in module.modules())
+    found = tuple(type(part) for part in _parts(module))
     known = all(kind.__module__.split('.')[0] in ('swinv2_mm', 'torch') for kind in found)
     return found if known else ()
 
@@ -79,7 +84,7 @@ def runs_as_made(module: nn.Module) -> bool:
 
     The module stores the result of `kinds` as `made_of`.
     """
-    made_of, parts = getattr(module, 'made_of', ()), list(module.modules())
+    made_of, parts = getattr(module, 'made_of', ()), _parts(module)
     return (
         len(made_of) == len(parts)
         and all(type(part) is kind for part, kind in zip(parts, made_of))
@@ -98,7 +103,7 @@ def runs_in_bands(module: nn.Module, x: Tensor) -> bool:
     )
 
 
-def plan_block(block: nn.Module, x: Tensor, is_owned: bool = False) -> Execution:
+def plan_block(block: Any, x: Tensor, is_owned: bool = False) -> Execution:
     """Decide how a block of a stage runs.
 
     Args:
@@ -108,7 +113,6 @@ def plan_block(block: nn.Module, x: Tensor, is_owned: bool = False) -> Execution
     """
     if torch.is_grad_enabled() or not getattr(block, 'windows_are_independent', False):
         return PLAIN
-    block = cast('SwinBlock', block)
     if not runs_in_bands(block, x) or block.attn.backend not in ('auto', 'fused', 'llvm'):
         return PLAIN
     return Execution(in_bands=True, overwrite=is_owned and x.is_contiguous())
@@ -230,7 +234,7 @@ def choose_backend(
     return name
 
 
-@optional.assume_constant_result
+@private.assume_constant_result
 def why_not_llvm(
     device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
 ) -> str | None:
@@ -247,7 +251,7 @@ def why_not_llvm(
     return runtime.why_not_here()
 
 
-@optional.assume_constant_result
+@private.assume_constant_result
 def why_not_triton(
     device: torch.device, head_dim: int = 32, dtype: torch.dtype = torch.float32
 ) -> str | None:

@@ -1,1 +1,0 @@
-"""Former name of `swinv2_mm.engine.autocast`."""
