@@ -1,6 +1,7 @@
 """Shared by all tests."""
 
 import os
+from pathlib import Path
 
 # Before torch is loaded, and for the processes that tests start: threads that wait by spinning are several times
 # slower as soon as they share their cores with anything else.
@@ -9,6 +10,24 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import pytest
 import torch
 from torch import nn
+
+# They build every config, compare with other libraries, compile kernels, or start many processes.
+_SLOW = (
+    *('checkpoints/test_layout_parity.py', 'checkpoints/test_safe_loading.py'),
+    *('checkpoints/test_tools.py', 'test_configs.py', 'test_classification_configs.py'),
+    *('test_import.py', 'models/backbones/test_compile_and_export.py'),
+    *('models/backbones/test_on_gpus.py', 'models/backbones/test_swin_transformer_v2_cr.py'),
+    *('ops/test_kernels_in_the_interpreter.py', 'ops/window_attention/test_llvm.py'),
+    *('ops/window_attention/test_triton.py', 'ops/mmcv_ext/test_mmcv_ext_install.py'),
+    *('ops/mmcv_ext/test_mmcv_ext_models.py', 'tools/'),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what `make test-fast` leaves out."""
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).as_posix().startswith(_SLOW):
+            item.add_marker('slow')
 
 
 @pytest.fixture(autouse=True)

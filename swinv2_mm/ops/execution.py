@@ -90,6 +90,12 @@ def runs_as_made(module: nn.Module) -> bool:
         and all(type(part) is kind for part, kind in zip(parts, made_of))
         and not private.has_global_hook()
         and not any(part.training or private.is_call_observed(part) for part in parts)
+        and all(
+            weight is None or type(weight) in _TENSORS
+            for part in parts
+            for weight in part._parameters.values()
+        )
+        and all(len(part.normalized_shape) == 1 for part in parts if type(part) is nn.LayerNorm)
     )
 
 
@@ -136,9 +142,9 @@ def tidy_memory(x: Tensor) -> None:
         private.limit_free_memory(MOST_FREE_MEMORY)
 
 
-def calls_kernels_directly(x: Tensor) -> bool:
+def calls_kernels_directly(*tensors: Tensor) -> bool:
     """Return whether to run kernels without a torch operator, whose call takes longer than some kernels."""
-    return not torch.is_grad_enabled() and not is_observed(x)
+    return not torch.is_grad_enabled() and not is_observed(*tensors)
 
 
 def lacks_threads(x: Tensor) -> bool:
@@ -146,13 +152,20 @@ def lacks_threads(x: Tensor) -> bool:
     return x.device.type == 'cpu' and not is_observed(x) and not private.has_all_threads()
 
 
-def takes_onednn(x: Tensor, weight: Tensor) -> bool:
+def differentiates_plainly() -> bool:
+    """Return whether a backward pass consists of plain operators: under `create_graph`, transforms, forward-mode AD."""
+    return torch.is_grad_enabled() or private.is_transformed()
+
+
+def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512."""
     return (
         x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and not is_observed(x, weight)
+        and weight.layout == torch.strided
+        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
+        and not is_observed(x, weight, *(() if bias is None else (bias,)))
         and torch.backends.cpu.get_cpu_capability() in runtime.LANES
         and private.onednn_linear() is not None
         and bool(torch.backends.mkldnn.enabled)
@@ -166,11 +179,14 @@ def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
     if torch.is_grad_enabled() or not is_as_made(norm, nn.LayerNorm):
         return False
     norm = cast(nn.LayerNorm, norm)
-    if norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
+    if norm.weight is None or norm.bias is None:
         return False
     tensors = x, y, norm.weight, norm.bias
+    shape = tuple(norm.normalized_shape)
     return (
-        all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in tensors)
+        x.shape == y.shape
+        and shape == norm.weight.shape == norm.bias.shape == y.shape[-1:]
+        and all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in tensors)
         and all(tensor.is_contiguous() for tensor in tensors)
         and not is_observed(*tensors)
         and runtime.why_not_here() is None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swinv2_mm.ops.execution import takes_onednn
+from swinv2_mm.ops.execution import differentiates_plainly, takes_onednn
 from swinv2_mm.ops.optional import flop_registry, register_flop_formula
 from swinv2_mm.ops.private import onednn_linear
 
@@ -123,15 +123,22 @@ def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.shapes = x.shape, weight.shape
+        ctx.save_for_backward(
+            x if ctx.needs_input_grad[1] else None, weight if ctx.needs_input_grad[0] else None
+        )
         return _product_in_parts(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
+        # Of what was not saved, only the shape matters.
+        x, weight = (
+            grad.new_empty(shape) if saved is None else saved
+            for saved, shape in zip(ctx.saved_tensors, ctx.shapes)
+        )
         of_x = of_weight = of_bias = None
         # With `create_graph=True`: plain operators, which autograd can differentiate.
-        twice = torch.is_grad_enabled()
+        twice = differentiates_plainly()
         if ctx.needs_input_grad[0]:
             of_x = grad @ weight if twice else _input_gradient(grad, x, weight)
         if ctx.needs_input_grad[1]:
@@ -154,7 +161,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     Returns:
         `(..., C_out)`.
     """
-    if not takes_onednn(x, weight):
+    if not takes_onednn(x, weight, bias):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     if not torch.is_grad_enabled():

@@ -9,8 +9,9 @@ import ctypes
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ def is_transformed() -> bool:
     try:
         functorch = torch._C._functorch.peek_interpreter_stack() is not None
         return functorch or torch.autograd.forward_ad._current_level >= 0
+    except AttributeError:
+        return True
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Return whether a tensor is one of the `vmap` that `is_grads_batched` and `vectorize=True` use."""
+    try:
+        return bool(torch._C._functorch.is_legacy_batchedtensor(tensor))
     except AttributeError:
         return True
 
@@ -61,6 +70,10 @@ def has_global_hook() -> bool:
         return True
 
 
+# Instance attributes of a module that replace a method or a parameter.
+_PATCHES = {FunctionType, MethodType, partial, Tensor, nn.Parameter}
+
+
 def is_call_observed(module: nn.Module) -> bool:
     """Return whether calling a module does more than run the `forward` of its class."""
     try:
@@ -71,6 +84,7 @@ def is_call_observed(module: nn.Module) -> bool:
             or module._backward_pre_hooks
             or module._compiled_call_impl is not None
             or 'forward' in module.__dict__
+            or not _PATCHES.isdisjoint(map(type, module.__dict__.values()))
         )
     except AttributeError:
         return True

@@ -98,6 +98,48 @@ def test_double_backward(randomize, backend, dtype):
         assert error < (1e-9 if dtype == torch.float64 else 1e-3)
 
 
+@pytest.mark.parametrize('backend', ['auto', 'fused'])
+def test_forward_mode_through_a_backward_pass(randomize, backend):
+    """The forward pass comes before the dual level."""
+    model = randomize(build(attn_backend=backend, out_indices=(0,)))
+    found = []
+    for name in (backend, 'reference'):
+        for block in model.layers[0].blocks:
+            block.attn.backend = name
+        x = torch.linspace(-1, 1, 3 * 20 * 28).view(1, 3, 20, 28).requires_grad_()
+        out = model(x)[0]
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(
+                torch.ones_like(out), torch.linspace(0, 1, out.numel()).view_as(out)
+            )
+            found.append(forward_ad.unpack_dual(torch.autograd.grad(out, x, dual)[0]).tangent)
+    assert (found[0] - found[1]).norm() < 1e-3 * found[1].norm()
+
+
+@pytest.mark.parametrize('backend', ['auto', 'fused'])
+def test_a_gradient_penalty_with_activation_checkpointing(randomize, backend):
+    found = []
+    for with_cp in (True, False):
+        model = randomize(build(attn_backend=backend, out_indices=(0,), with_cp=with_cp)).double()
+        x = torch.linspace(-1, 1, 3 * 20 * 28).double().view(1, 3, 20, 28).requires_grad_()
+        (of_x,) = torch.autograd.grad(model(x)[0].square().sum(), x, create_graph=True)
+        of_x.square().sum().backward()
+        found.append(x.grad)
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize('backend', ['auto', 'fused'])
+def test_batched_gradients(randomize, backend):
+    model = randomize(build(attn_backend=backend, out_indices=(0,)))
+    x = torch.randn(1, 3, 8, 8, requires_grad=True)
+    out = model(x)[0]
+    rows = torch.eye(out.numel())[:3].view(3, *out.shape)
+    (found,) = torch.autograd.grad(out, x, rows, is_grads_batched=True, retain_graph=True)
+    for row, mine in zip(rows, found):
+        (theirs,) = torch.autograd.grad(out, x, row, retain_graph=True)
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_second_derivatives_by_functions(randomize):
     model = randomize(build(out_indices=(0,))).double().eval()
     x, direction = torch.randn(1, 3, 12, 12).double(), torch.randn(1, 3, 12, 12).double()
@@ -212,3 +254,17 @@ def test_linear_layers_differentiate_twice():
             torch.autograd.grad(sum(grad.square().sum() for grad in grads), (x, weight, bias))
         )
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-2)
+
+
+def test_a_frozen_linear_layer_keeps_its_weight_only():
+    x, weight = torch.randn(2, 9, 9, 32, requires_grad=True), torch.randn(48, 32)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    ):
+        out = linear(x, weight)
+    assert sum(sizes) == weight.numel()
+    torch.testing.assert_close(
+        torch.autograd.grad(out.sum(), x)[0], torch.autograd.grad(F.linear(x, weight).sum(), x)[0],
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from small_backbones import BACKBONES, IMAGE, build
 from torch import nn
 
-from swinv2_mm.models.layers import SwinBlock
+from swinv2_mm.models.layers import SwinBlock, bands
 from swinv2_mm.ops.execution import runs_as_made
 
 
@@ -223,3 +223,100 @@ def test_a_wrapped_and_a_compiled_submodule(randomize):
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
     assert set(calls) == {1, 2}
+
+
+def norm_of_another_shape(model):
+    model.layers[0].blocks[0].norm1 = nn.LayerNorm(8)
+
+
+def narrow_projection(model):
+    model.layers[0].blocks[0].attn.proj = nn.Linear(16, 8)
+
+
+def window_without_its_bias(model):
+    model.layers[0].blocks[0].window_size = (8, 8)
+
+
+def one_head_too_few(model):
+    attn = model.layers[0].blocks[0].attn
+    attn.logit_scale = nn.Parameter(attn.logit_scale[:1].detach())
+
+
+@pytest.mark.parametrize(
+    'change', [norm_of_another_shape, narrow_projection, window_without_its_bias, one_head_too_few]
+)
+def test_parts_that_do_not_fit_raise(change, randomize):
+    """A kernel would read beyond the end of them."""
+    model, x = randomize(build()).eval(), torch.randn(IMAGE)
+    with torch.no_grad():
+        model(x)  # biases are kept
+        change(model)
+        with pytest.raises((ValueError, RuntimeError)):
+            model(x)
+
+
+def test_an_overlapping_patch_convolution_sees_the_whole_image(randomize, monkeypatch):
+    model = randomize(build()).eval()
+    model.patch_embed.proj = nn.Conv2d(3, 16, 7, stride=4, padding=3)
+    x = torch.randn(1, 3, 64, 96)
+    expected = plain(model)(x)
+    monkeypatch.setattr(bands, 'BAND_NUMBERS', 512)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_with_gaps(randomize):
+    model, x = randomize(build()).eval(), torch.randn(IMAGE)
+    gaps = {
+        name: torch.stack((weight, torch.full_like(weight, 9.0)), -1)[..., 0]
+        for name, weight in model.named_parameters()
+    }
+    with torch.no_grad():
+        found = torch.func.functional_call(model, gaps, (x,))
+        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_methods_and_weights_that_an_instance_replaces(randomize):
+    model, x = randomize(build()).eval(), torch.randn(IMAGE)
+    with torch.no_grad():
+        model(x)
+        mlp = model.layers[0].blocks[0].attn.cpb_mlp
+        squash = mlp.squash
+        mlp.squash = lambda table: 0.5 * squash(table)
+        weight = model.layers[1].blocks[0].attn.cpb_mlp[2].weight.detach()
+        del model.layers[1].blocks[0].attn.cpb_mlp[2].weight
+        for factor in (1, -3):
+            model.layers[1].blocks[0].attn.cpb_mlp[2].weight = factor * weight
+            torch.testing.assert_close(model(x), plain(model)(x), rtol=1e-4, atol=1e-4)
+
+
+class Wrapped(torch.Tensor):
+    """A tensor without memory of its own, as quantised weights are."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        def unwrap(value):
+            return value.inner if isinstance(value, Wrapped) else value
+
+        if function is torch.ops.aten.detach.default:
+            return Wrapped(args[0].inner.detach())
+        return function(*torch.utils._pytree.tree_map(unwrap, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name', ['attn.logit_scale', 'attn.cpb_mlp.0.weight', 'mlp.fc1.weight'])
+def test_weights_of_a_tensor_subclass(randomize, name):
+    model, x = randomize(build()).eval(), torch.randn(IMAGE)
+    with torch.no_grad():
+        expected = model(x)
+        path, _, leaf = name.rpartition('.')
+        part = model.layers[0].blocks[1].get_submodule(path)
+        wrapped = nn.Parameter(Wrapped(getattr(part, leaf).detach()), requires_grad=False)
+        setattr(part, leaf, wrapped)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)

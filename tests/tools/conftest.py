@@ -3,19 +3,11 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tool_runs import ROOT
 
 from swinv2_mm.datasets import generate_shapes
-
-
-def pytest_collection_modifyitems(items):
-    """The tools train, measure and start processes."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker('slow')
 
 
 @pytest.fixture(scope='session')

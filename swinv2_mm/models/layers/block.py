@@ -152,13 +152,12 @@ class SwinBlock(nn.Module):
         self, x: Tensor, windows: WindowPartition | Band, out: Tensor | None = None
     ) -> Tensor:
         """Compute the output of a map, or write the output of a band to `out`."""
-        options = {} if out is None else {'remember': True}
-        tokens = self.attn(self.attention_input(x), windows, **options)
+        seen = self.attention_input(x)
         if out is None:
-            x = x + self.drop_path(self.norm1(tokens))
+            x = x + self.drop_path(self.norm1(self.attn(seen, windows)))
             x = x + self.drop_path(self.norm2(self.mlp(x)))
             return x if self.norm3 is None else self.norm3(x)
-        x = add_norm(x, tokens, self.norm1)
+        x = add_norm(x, self.attn(seen, windows, remember=True), self.norm1)
         add_norm(x, self.mlp(x), self.norm2, out)
         return out if self.norm3 is None else out.copy_(self.norm3(out))
 

@@ -8,6 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MISSING = object()
+
+
+def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
+    return len(weights) == len(others) and all(
+        new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
+        for new, old in zip(weights, others)
+    )
+
 
 class EvalCache:
     """Cache of values computed from weights, valid as long as the weights do not change.
@@ -21,30 +30,28 @@ class EvalCache:
 
     def __init__(self, entries: int = 8) -> None:
         self._entries = entries
-        self._weights: list[Tensor] = []
-        self._values: dict[Hashable, Any] = {}
+        self._kept: tuple[list[Tensor], dict[Hashable, Any]] = [], {}
 
     def get(self, key: Hashable, weights: Iterable[Tensor], compute: Callable[[], Any]) -> Any:
         """Return the value of `key`; compute it if it is not cached for these weights."""
         weights = list(weights)
-        if not self._same(weights):
-            self._values.clear()
-            self._weights = [weight.detach().clone() for weight in weights]
-        if key not in self._values:
-            while len(self._values) >= self._entries:
-                del self._values[next(iter(self._values))]
-            self._values[key] = compute()
-        return self._values[key]
+        known, values = (
+            self._kept
+        )  # together: another thread may replace them, or have changed the weights
+        if not _same(weights, known):
+            values = {}
+            self._kept = [weight.detach().clone() for weight in weights], values
+        value = values.get(key, _MISSING)
+        if value is _MISSING:
+            value = compute()
+            while len(values) >= self._entries:
+                values.pop(next(iter(list(values))), None)
+            values[key] = value
+        return value
 
     def clear(self) -> None:
         """Drop all values."""
-        self._weights, self._values = [], {}
-
-    def _same(self, weights: list[Tensor]) -> bool:
-        return len(weights) == len(self._weights) and all(
-            new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
-            for new, old in zip(weights, self._weights)
-        )
+        self._kept = [], {}
 
     def __reduce__(self) -> tuple[type[EvalCache], tuple[int]]:
         # Copied and pickled models have an empty cache.

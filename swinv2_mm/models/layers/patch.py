@@ -33,13 +33,26 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, in_channels, H, W)` to `(B, ceil(H / patch_size), ceil(W / patch_size), C)`."""
+        if not self._is_patchwise():
+            return self._embed(x)
         return in_bands(self, self._embed, x, 2, self.patch_size)
+
+    def _is_patchwise(self) -> bool:
+        """Return whether the convolution reads each patch alone: a replacement may not."""
+        proj, side = self.proj, (self.patch_size, self.patch_size)
+        return (
+            type(proj) is nn.Conv2d
+            and proj.kernel_size == proj.stride == side
+            and proj.padding == (0, 0)
+            and proj.dilation == (1, 1)
+            and proj.groups == 1
+        )
 
     def _embed(self, x: Tensor) -> Tensor:
         bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
         if bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        if is_as_made(self.proj, nn.Conv2d) and lacks_threads(x):
+        if self._is_patchwise() and is_as_made(self.proj, nn.Conv2d) and lacks_threads(x):
             x = self._embed_by_product(x)
         else:
             # Does not copy images in channels-last format.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinv2_mm.ops import private
+from swinv2_mm.ops.execution import differentiates_plainly
 from swinv2_mm.ops.window_attention.partition import Band, Tile, WindowPartition
 from swinv2_mm.ops.window_attention.reference import (
     MIN_NORM,
@@ -168,8 +169,8 @@ class _FusedWindowAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         qkv, scale, table = ctx.saved_tensors
-        if torch.is_grad_enabled():  # `create_graph=True`
-            return (*differentiable_gradients(grad, ctx.saved_tensors, ctx.partition), None, None)
+        if differentiates_plainly() or private.is_batched(grad):
+            return (*differentiable_gradients(grad, (qkv, scale, table), ctx.partition), None, None)
         exact = torch.promote_types(qkv.dtype, torch.float32)
         with private.no_autocast(qkv.device):
             exact_scale, exact_table = scale.to(exact), table.to(exact)

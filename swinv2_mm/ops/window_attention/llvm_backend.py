@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swinv2_mm.ops.execution import LLVM_LANES as LANES
+from swinv2_mm.ops.execution import differentiates_plainly
 from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.optional import register_flop_formula
 from swinv2_mm.ops.window_attention.partition import Band, Run, Runs, WindowPartition
@@ -48,7 +49,7 @@ class _Plan:
     pixels: list[Tensor]
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=128)
 def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: int) -> _Plan:
     groups = -(-threads * TASKS_PER_THREAD // heads)
     count = functools.partial(torch.arange, device='cpu')
@@ -211,7 +212,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    if not torch.is_grad_enabled():
+    if not differentiates_plainly():
         grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
         return *grads, None, None, None
     # `create_graph=True`. The first window is complete, or as long as the shift.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2_mm.ops.execution import differentiates_plainly
 from swinv2_mm.ops.optional import register_flop_formula
 from swinv2_mm.ops.window_attention.partition import WindowPartition
 from swinv2_mm.ops.window_attention.reference import differentiable_gradients, fold_bias
@@ -276,7 +277,7 @@ def _differentiate(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Any
     if grad is None:
         return None, None, None, None, None
     qkv, scale, table, out, lse = ctx.saved_tensors
-    if torch.is_grad_enabled():  # `create_graph=True`
+    if differentiates_plainly():
         partition = WindowPartition(tuple(qkv.shape[1:3]), tuple(ctx.window), tuple(ctx.shift))
         return *differentiable_gradients(grad, (qkv, scale, table), partition), None, None
     with_table = ctx.needs_input_grad[2]

@@ -148,7 +148,7 @@ def test_biases_are_remembered_but_neither_copied_nor_saved(block):
         assert block.attn.remembered_bias((4, 5), 'double', lambda table: 3 * table) is bias
         torch.testing.assert_close(bias, 2 * block.attn.position_bias((4, 5)))
     for clone in (copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
-        assert not clone.attn._biases._values
+        assert not clone.attn._biases._kept[1]
 
 
 def test_many_sizes_do_not_pile_up(randomize):
@@ -156,4 +156,4 @@ def test_many_sizes_do_not_pile_up(randomize):
     with torch.no_grad():
         for side in range(4, 30):
             stage(torch.randn(1, side, 2 * side, 8))
-    assert all(len(block.attn._biases._values) <= 8 for block in stage.blocks)
+    assert all(len(block.attn._biases._kept[1]) <= 8 for block in stage.blocks)
