@@ -14,11 +14,11 @@ from torch import nn
 # They build every config, compare with other libraries, compile kernels, or start many processes.
 _SLOW = (
     *('checkpoints/test_layout_parity.py', 'checkpoints/test_safe_loading.py'),
-    *('checkpoints/test_tools.py', 'test_configs.py', 'test_classification_configs.py'),
+    *('checkpoints/test_tools.py', 'test_config', 'test_classification_configs.py'),
     *('test_import.py', 'models/backbones/test_compile_and_export.py'),
     *('models/backbones/test_on_gpus.py', 'models/backbones/test_swin_transformer_v2_cr.py'),
     *('ops/test_kernels_in_the_interpreter.py', 'ops/window_attention/test_llvm.py'),
-    *('ops/window_attention/test_triton.py', 'ops/mmcv_ext/test_mmcv_ext_install.py'),
+    *('ops/window_attention/test_triton', 'ops/mmcv_ext/test_mmcv_ext_install.py'),
     *('ops/mmcv_ext/test_mmcv_ext_models.py', 'tools/'),
 )
 

@@ -1,28 +1,21 @@
 """Build every config with the registries, and run a training and a prediction step."""
 
-import json
 import os
 import re
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
-from mmengine.runner import Runner
 from timm.models.swin_transformer_v2 import default_cfgs
 from torch import nn
 
 import swinv2_mm
 from swinv2_mm.checkpoints.windows import windows_of_name
-from swinv2_mm.datasets import generate_shapes
 from swinv2_mm.engine.config import drop_pretrained
-from swinv2_mm.models.backbones.arch import ARCHS, resolve_arch
-from swinv2_mm.models.layers import DeformableSwinBlock
+from swinv2_mm.models.backbones.arch import ARCHS
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL_LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/**/*.py'))
@@ -222,183 +215,3 @@ def test_batch_and_schedule_agree_with_the_name(leaf):
     else:
         assert leaf.startswith('quickstart/')
         assert cfg.auto_scale_lr.base_batch_size == cfg.train_dataloader.batch_size
-
-
-# --- one step of each config, on data in its layout --------------------------------------------
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image)
-
-
-def write_coco(root: Path, folder: str, name: str, classes: list[str], run_lengths: bool) -> None:
-    """Write two images with two boxes each; masks are polygons or uncompressed run lengths."""
-    images, annotations = [], []
-    for image_id in (1, 2):
-        pixels = np.random.default_rng(image_id).integers(0, 255, (96, 128, 3), dtype=np.uint8)
-        write_image(root / folder / f'{image_id}.jpg', pixels)
-        images.append(dict(id=image_id, file_name=f'{image_id}.jpg', width=128, height=96))
-        for x, y in ((8, 10), (70, 30)):
-            polygon = [[x, y, x + 48, y, x + 48, y + 60, x, y + 60]]
-            column = [60, 36]  # run lengths are column-major, background first
-            runs = [x * 96 + y, *(column * 47), 60, (128 - x - 48) * 96 + 36 - y]
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=1 + len(annotations) % len(classes),
-                    iscrowd=0,
-                    area=48 * 60,
-                    bbox=[x, y, 48, 60],
-                    segmentation=dict(size=[96, 128], counts=runs) if run_lengths else polygon,
-                )
-            )
-    categories = [dict(id=index + 1, name=name) for index, name in enumerate(classes)]
-    path = root / 'annotations' / f'instances_{name}.json'
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
-
-
-def write_label_maps(root: Path, split: str, labels: tuple[int, ...]) -> None:
-    for index in range(2):
-        rng = np.random.default_rng(index)
-        write_image(
-            root / 'images' / split / f'{index}.jpg', rng.integers(0, 255, (96, 128, 3), np.uint8)
-        )
-        label_map = np.repeat(np.resize(labels, 16), 8)[None].repeat(96, axis=0).astype(np.uint8)
-        write_image(root / 'annotations' / split / f'{index}.png', label_map)
-
-
-@pytest.fixture(scope='session')
-def tiny_data(tmp_path_factory) -> Path:
-    """Write two images for each split of each dataset, in the layouts that the configs expect."""
-    from mmdet.datasets import CocoDataset
-
-    root = tmp_path_factory.mktemp('data')
-    coco_classes = list(CocoDataset.METAINFO['classes'])
-    for split in ('train', 'val'):
-        write_coco(root / 'coco', f'{split}2017', f'{split}2017', coco_classes, run_lengths=False)
-        write_coco(root / 'pennfudan', split, split, ['person'], run_lengths=True)
-    for split in ('training', 'validation'):
-        write_label_maps(root / 'ade' / 'ADEChallengeData2016', split, (0, 1, 75, 150))
-    for split in ('train', 'val', 'test'):
-        write_label_maps(root / 'camvid', split, (0, 5, 10, 255))
-    generate_shapes(root / 'shapes', num_train=2, num_val=2, image_size=(64, 64))
-    return root
-
-
-def at_data(monkeypatch, root: Path, leaf: str) -> Config:
-    monkeypatch.setenv('SWINV2_MM_DATA', str(root))
-    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root / 'shapes'))
-    return read(leaf)
-
-
-def shrink(cfg: Config) -> None:
-    """Use small images, and one block per stage with the widths of the config, from scratch."""
-    drop_pretrained(cfg.model)
-    arch = resolve_arch(cfg.model.backbone.arch)
-    cfg.model.backbone.arch = dict(
-        embed_dims=arch.embed_dims, depths=(1,) * len(arch.depths), num_heads=arch.num_heads
-    )
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.update(num_workers=0, persistent_workers=False)
-        for transform in loader.dataset.pipeline:
-            if 'scale' in transform:
-                transform.scale = (96, 64)
-            if 'crop_size' in transform:
-                transform.crop_size = (64, 64)
-    cfg.train_dataloader.batch_size = 2
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (64, 64)
-    if cfg.default_scope == 'mmdet':
-        cfg.model.train_cfg.rpn_proposal.max_per_img = cfg.model.test_cfg.rpn.max_per_img = 32
-        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained detector has low scores
-
-
-def annotations_in(data_samples: list) -> int:
-    """Return the number of instances that are not ignored, or of labelled pixels."""
-    if 'gt_instances' in data_samples[0]:
-        return sum(len(sample.gt_instances) for sample in data_samples)
-    return sum(int((sample.gt_sem_seg.data != 255).sum()) for sample in data_samples)
-
-
-@pytest.mark.parametrize('leaf', LEAVES)
-def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data, monkeypatch):
-    cfg = at_data(monkeypatch, tiny_data, leaf)
-    shrink(cfg)
-    with scope_of(cfg):
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-
-        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
-        data = model.train().data_preprocessor(batch, training=True)
-        assert annotations_in(data['data_samples']) > 0
-        loss, parts = model.parse_losses(model(**data, mode='loss'))
-        assert torch.isfinite(loss), parts
-        wrapper.backward(loss)
-        gradients = {n: p.grad for n, p in model.backbone.named_parameters()}
-        assert all(g is not None and g.isfinite().all() for g in gradients.values())
-        assert gradients['patch_embed.proj.weight'].abs().max() > 0
-        assert gradients['norm3.weight'].abs().max() > 0
-        wrapper.step()
-
-        loader = Runner.build_dataloader(cfg.val_dataloader)
-        evaluator = Evaluator(cfg.val_evaluator)
-        evaluator.dataset_meta = loader.dataset.metainfo
-        with torch.no_grad():
-            for batch in loader:
-                evaluator.process(model.eval().val_step(batch), batch)
-        metrics = evaluator.evaluate(len(loader.dataset))
-    key = cfg.default_hooks.checkpoint.save_best
-    assert key is None or key in metrics
-
-
-@pytest.mark.parametrize('leaf', SMALL)
-def test_a_small_config_learns_a_batch_by_heart(leaf, tiny_data, monkeypatch):
-    """Use full depth and the learning rate of the config, without randomness in training."""
-    cfg = at_data(monkeypatch, tiny_data, leaf)
-    arch = cfg.model.backbone.arch
-    shrink(cfg)
-    cfg.model.backbone.update(arch=arch, drop_path_rate=0.0)
-    with scope_of(cfg):
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
-        losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(8)]
-    assert losses[-1] < 0.9 * losses[0]
-
-
-def test_the_deformable_config_learns_where_to_look(tiny_data, monkeypatch):
-    leaf = 'mask_rcnn/mask-rcnn_swinv2-t-deform-p4-w8_fpn_1x_coco.py'
-    cfg = at_data(monkeypatch, tiny_data, leaf)
-    shrink(cfg)
-    with scope_of(cfg):
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-        blocks = [m for m in model.backbone.modules() if isinstance(m, DeformableSwinBlock)]
-        assert len(blocks) == 3 and model.backbone.out_channels == (96, 192, 384, 768)
-        assert all(block.offset_network[2].weight.eq(0).all() for block in blocks)
-        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-        batch = next(iter(Runner.build_dataloader(cfg.train_dataloader)))
-        # Branches start scaled by zero: the first step changes their scale, the second trains their weights.
-        losses = [model.train_step(batch, wrapper)['loss'].item() for _ in range(2)]
-    assert np.isfinite(losses).all()
-    assert all(block.offset_network[2].weight.abs().max() > 0 for block in blocks)
-
-
-@pytest.mark.skipif(not REAL_DATA, reason='SWINV2_MM_DATA does not name a folder of real data')
-@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if re.search('-(t|nano)-', leaf)])
-def test_annotations_of_the_real_data_reach_the_model(leaf, monkeypatch):
-    cfg = read(leaf)
-    with scope_of(cfg):
-        train = Runner.build_dataloader(
-            {**cfg.train_dataloader, 'num_workers': 0, 'persistent_workers': False}
-        ).dataset
-        val = Runner.build_dataloader(
-            {**cfg.val_dataloader, 'num_workers': 0, 'persistent_workers': False}
-        ).dataset
-    assert annotations_in([train[0]['data_samples']]) > 0
-    assert annotations_in([val[0]['data_samples']]) > 0
