@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -113,9 +112,16 @@ def _start(
         quick=args.quick,
         seconds=seconds,
         out=str(args.out / f'{part}.json'),
-        command=shlex.join(['python', 'tools/gpu_report.py', *sys.argv[1:]]),
+        command=_command(),
         is_early=is_early,
     )
+
+
+def _command() -> str:
+    """Return the command of this report without `--out`, which does not affect the results."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--out')
+    return shlex.join(['python', 'tools/gpu_report.py', *parser.parse_known_args()[1]])
 
 
 def _environment(device: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Run the tools as a user does: in processes of their own, on the generated set."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -44,3 +45,12 @@ def run_tool(environment):
         )
 
     return run
+
+
+@pytest.fixture
+def root(environment, tmp_path, monkeypatch):
+    """A copy of the generated set that the configs read."""
+    root = shutil.copytree(environment['SWINV2_MM_SHAPES'], tmp_path / 'set')
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
+    monkeypatch.chdir(tmp_path)
+    return root

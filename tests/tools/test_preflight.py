@@ -6,20 +6,10 @@ In one process, through the function that the tool calls; one test runs the tool
 import json
 import shutil
 
-import pytest
 import torch
 from tool_runs import DETECTION, FAST, SEGMENTATION
 
 from swinv2_mm.engine.launch import evaluate, train
-
-
-@pytest.fixture
-def root(environment, tmp_path, monkeypatch):
-    """A copy of the generated set that the configs read."""
-    root = shutil.copytree(environment['SWINV2_MM_SHAPES'], tmp_path / 'set')
-    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
-    monkeypatch.chdir(tmp_path)
-    return root
 
 
 def refused(capsys, function, *args, **kwargs):

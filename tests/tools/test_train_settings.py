@@ -1,22 +1,11 @@
 """Settings that would end in an assertion of a library in the middle of a run, through the tool's own function."""
 
 import json
-import shutil
 
 import cv2
-import pytest
 from tool_runs import FAST, SEGMENTATION
 
 from swinv2_mm.engine.launch import train
-
-
-@pytest.fixture
-def root(environment, tmp_path, monkeypatch):
-    """A copy of the generated set that the configs read."""
-    root = shutil.copytree(environment['SWINV2_MM_SHAPES'], tmp_path / 'set')
-    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
-    monkeypatch.chdir(tmp_path)
-    return root
 
 
 def refused(capsys, *options, **kwargs):

@@ -35,9 +35,7 @@ class EvalCache:
     def get(self, key: Hashable, weights: Iterable[Tensor], compute: Callable[[], Any]) -> Any:
         """Return the value of `key`; compute it if it is not cached for these weights."""
         weights = list(weights)
-        known, values = (
-            self._kept
-        )  # together: another thread may replace them, or have changed the weights
+        known, values = self._kept  # read together: another thread may replace them
         if not _same(weights, known):
             values = {}
             self._kept = [weight.detach().clone() for weight in weights], values
@@ -48,10 +46,6 @@ class EvalCache:
                 values.pop(next(iter(list(values))), None)
             values[key] = value
         return value
-
-    def clear(self) -> None:
-        """Drop all values."""
-        self._kept = [], {}
 
     def __reduce__(self) -> tuple[type[EvalCache], tuple[int]]:
         # Copied and pickled models have an empty cache.

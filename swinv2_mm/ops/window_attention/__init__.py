@@ -1,6 +1,6 @@
 """Cosine attention inside windows: one function, several backends."""
 
-from swinv2_mm.ops.execution import check_backend, choose_backend
+from swinv2_mm.ops.execution import choose_backend
 from swinv2_mm.ops.window_attention.dispatch import window_attention
 from swinv2_mm.ops.window_attention.partition import Band, Tile, WindowPartition
 
@@ -8,7 +8,6 @@ __all__ = [
     'Band',
     'Tile',
     'WindowPartition',
-    'check_backend',
     'choose_backend',
     'window_attention',
 ]
