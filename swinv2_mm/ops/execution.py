@@ -128,16 +128,16 @@ _last_shape: tuple[int, ...] = ()
 
 
 def tidy_memory(x: Tensor) -> None:
-    """Limit the freed memory that the process keeps between backbone calls in inference on a CPU.
+    """Keep some freed memory for the next call on a CPU, and limit it in inference.
 
     Args:
         x: Input images of the call. Memory is kept while the shape stays the same.
     """
     global _last_shape
-    if x.device.type != 'cpu' or torch.is_grad_enabled() or is_observed(x):
+    if x.device.type != 'cpu' or is_observed(x):
         return
     private.keep_freed_memory()
-    if tuple(x.shape) != _last_shape:
+    if not torch.is_grad_enabled() and tuple(x.shape) != _last_shape:
         _last_shape = tuple(x.shape)
         private.limit_free_memory(MOST_FREE_MEMORY)
 
