@@ -128,7 +128,7 @@ _last_shape: tuple[int, ...] = ()
 
 
 def tidy_memory(x: Tensor) -> None:
-    """Keep some freed memory for the next call on a CPU, and limit it in inference.
+    """Keep freed memory for the next call on a CPU: up to 1 GB in training, and less in inference.
 
     Args:
         x: Input images of the call. Memory is kept while the shape stays the same.
@@ -136,8 +136,11 @@ def tidy_memory(x: Tensor) -> None:
     global _last_shape
     if x.device.type != 'cpu' or is_observed(x):
         return
+    if torch.is_grad_enabled():
+        private.keep_freed_memory_of_training()
+        return
     private.keep_freed_memory()
-    if not torch.is_grad_enabled() and tuple(x.shape) != _last_shape:
+    if tuple(x.shape) != _last_shape:
         _last_shape = tuple(x.shape)
         private.limit_free_memory(MOST_FREE_MEMORY)
 
