@@ -15,28 +15,23 @@ DIGIT_SPLITS = {'train': 1437, 'val': 360}
 SIDE = 32
 """Height and width of the pictures, in pixels."""
 _SEED = 0
-_DIGITS = [str(digit) for digit in range(10)]
 
 
 def write_digits(root: str | os.PathLike[str]) -> bool:
     """Write the 1797 digits of scikit-learn as grey PNGs of 32 x 32, unless they are there already.
 
-    The layout is `{train,val}/<digit>/<number>.png`, where the number is that of the digit in scikit-learn's set. The
-    split is the same every time: a fifth of each digit's pictures is held out. The set appears under its name only once
-    it is whole.
+    The layout is `{train,val}/<digit>/<number>.png`, with the numbers of scikit-learn's set. The split is always the
+    same: a fifth of each digit's pictures is for validation.
 
     Source: the test part of the UCI set "Optical Recognition of Handwritten Digits", which comes with scikit-learn as
     `sklearn.datasets.load_digits`: 8 x 8 values of 0 to 16, here times 255 / 16 and four times as wide and high.
-
-    Args:
-        root: Folder of the set; made if need be.
 
     Returns:
         True if the set was written, False if a complete one was there.
 
     Raises:
         ModuleNotFoundError: If scikit-learn is not installed.
-        FileExistsError: If `root` holds something else, or a part of the set; it is left alone.
+        FileExistsError: If `root` holds something else, or a part of the set, which are not changed.
         OSError: If `root` cannot be written.
     """
     folder = Path(root)
@@ -75,8 +70,8 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
 
 def _is_complete(folder: Path) -> bool:
     """Return whether a folder holds the set."""
-    for split, count in DIGIT_SPLITS.items():
-        found = [len(list((folder / split / digit).glob('*.png'))) for digit in _DIGITS]
-        if sum(found) != count or not all(found):
-            return False
-    return True
+    return all(
+        len(list((folder / split).glob('[0-9]/*.png'))) == count
+        and len(list((folder / split).glob('[0-9]'))) == 10
+        for split, count in DIGIT_SPLITS.items()
+    )

@@ -26,21 +26,13 @@ angles: shapes of one radius look equally large."""
 
 @dataclass(frozen=True)
 class Outline:
-    """A shape placed on a canvas; lengths in 1/8 pixel.
+    """A shape placed on a canvas; lengths in 1/8 pixel."""
 
-    Attributes:
-        label: Class label, 1..4.
-        x: Centre, to the right.
-        y: Centre, downwards.
-        radius: Size.
-        angle: Rotation from upright, in radians.
-    """
-
-    label: int
-    x: int
+    label: int  # 1..4
+    x: int  # of the centre
     y: int
     radius: int
-    angle: float
+    angle: float  # from upright, in radians
 
     @property
     def window(self) -> int:
@@ -53,11 +45,7 @@ class Outline:
         return canvas[top : top + self.window, left : left + self.window]
 
     def coverage(self, shrink: int = 0, shift: int = 0) -> np.ndarray:
-        """Rasterise the shape.
-
-        Args:
-            shrink: By how much the radius is smaller than that of the shape.
-            shift: How far the shape is moved to the right and down.
+        """Rasterise the shape with a smaller radius, shifted to the right and down.
 
         Returns:
             (window, window) int32 array, 0 (outside) to 64 (wholly covered).

@@ -20,8 +20,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
         mask: (H, W) boolean array.
 
     Returns:
-        One flat list `[x0, y0, x1, y1, ...]` per part, in pixels with the origin at the top left corner of the image;
-        empty for an empty mask.
+        One flat list `[x0, y0, x1, y1, ...]` per part, in pixels from the top left corner of the image.
 
     Raises:
         ValueError: If `mask` is not a two-dimensional boolean array.

@@ -12,13 +12,13 @@ from swinv2_mm.datasets.outlines import GRID, SHAPE_CLASSES, Outline
 from swinv2_mm.datasets.textures import draw_texture
 
 _FEWEST, _MOST = 2, 5
-"""How many shapes a picture asks for; it gets fewer where there is no room."""
+"""Shapes of a picture; fewer where there is no room."""
 _SMALLEST, _LARGEST = 14, 30
 """Radius of a shape, in hundredths of the shorter image side."""
 _MOST_TURNED = 20
 """Rotation of a shape from upright, either way, in degrees."""
 _MIN_VISIBLE = 50
-"""A shape keeps at least this share of its area in sight, in percent; one that would hide more is not placed."""
+"""Least visible share of the area of a shape, in percent; a shape that would hide more is not placed."""
 _ATTEMPTS = 60
 
 # Red, green, blue. Vivid paint, edged with ink, on pale paper: a shape differs from what is behind it by more than its
@@ -41,30 +41,17 @@ _PAPERS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it.
+    """A picture and what is in it."""
 
-    Attributes:
-        image: (H, W, 3) uint8, red, green, blue.
-        owners: (H, W) uint8; 0 where the paper shows, ``i + 1`` where shape ``i`` is the one seen.
-        labels: Class label of every shape, 1..4, the rearmost first.
-    """
-
-    image: np.ndarray
-    owners: np.ndarray
-    labels: tuple[int, ...]
+    image: np.ndarray  # (H, W, 3) uint8, red, green, blue
+    owners: np.ndarray  # (H, W) uint8; 0 where the paper shows, i + 1 where shape i is the one seen
+    labels: tuple[int, ...]  # class label of every shape, 1..4, the rearmost first
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Draw one picture.
+    """Draw a picture with one to five shapes, of each of which at least half is visible.
 
-    Args:
-        rng: Source of everything in the picture. Only whole numbers are drawn from it: they are the part of numpy's
-            random numbers that has stayed the same over its versions.
-        height: Rows, in pixels.
-        width: Columns, in pixels.
-
-    Returns:
-        A scene with one to five shapes, each of them visible by at least 50 percent.
+    Only whole numbers are drawn from `rng`: numpy keeps these the same over its versions.
     """
     shapes, owners = _place(rng, height, width)
     pitch = max(2, min(height, width) * int(rng.integers(3, 9)) // 100)

@@ -44,11 +44,11 @@ def generate_shapes(
     A set that lacks a file, or that has other parameters, is written again.
 
     Args:
-        root: Folder of the set; made if need be.
-        num_train: Number of training pictures, at least 1.
-        num_val: Number of validation pictures, at least 1.
+        root: Folder of the set.
+        num_train: Number of training pictures.
+        num_val: Number of validation pictures.
         image_size: Height and width of the pictures, in pixels, at least 32 each.
-        seed: Seed of all randomness, at least 0.
+        seed: Seed of all randomness.
 
     Returns:
         True if the set was written, False if a complete one with these parameters was there.
@@ -117,8 +117,7 @@ def _all_there(folder: Path, meta: dict[str, Any]) -> bool:
 
 def _write_split(folder: Path, number: int, meta: dict[str, Any]) -> None:
     split, (height, width) = _SPLITS[number], meta['image_size']
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    images, annotations = list[dict[str, Any]](), list[dict[str, Any]]()
     for index, name in enumerate(_names(meta[split])):
         scene = draw_scene(np.random.default_rng([meta['seed'], number, index]), height, width)
         labels = np.array((0, *scene.labels), np.uint8)[scene.owners]

@@ -1,8 +1,6 @@
-"""Patterned paper: two-colour textures drawn with integer arithmetic only.
+"""Patterned paper: two-colour textures in integer arithmetic, so that they are the same on every machine.
 
-Integers make a texture the same on every machine: no rounding mode, vector instruction or thread count can change a
-pixel.
-Lengths inside this file are in units of 1/64 pixel where a name ends in ``64``.
+Lengths are in units of 1/64 pixel where a name ends in `64`.
 """
 
 from __future__ import annotations
@@ -83,17 +81,10 @@ _PATTERNS = (_gradient, _stripes, _checks, _dots, _clouds)
 def draw_texture(
     rng: np.random.Generator, height: int, width: int, pitch: int, colours: tuple[Any, Any]
 ) -> np.ndarray:
-    """Draw a random pattern in two colours.
-
-    Args:
-        rng: Source of the pattern, its direction and its phase.
-        height: Rows, in pixels.
-        width: Columns, in pixels.
-        pitch: Width of a stripe, in pixels, at least 1; the other patterns follow it.
-        colours: The two colours, each 0..255 per channel.
+    """Draw a random pattern in two colours with stripes, or other parts, of `pitch` pixels.
 
     Returns:
-        (H, W, 3) int32 array with values 0..255, channels in the order of ``colours``.
+        (height, width, 3) int32 array with values 0..255, channels in the order of `colours`.
     """
     pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))]
     weight = pattern(rng, height, width, pitch)[..., None]

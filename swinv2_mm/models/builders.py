@@ -7,12 +7,13 @@ Code written for that repository runs after changing its import to
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from swinv2_mm.models.backbones import SwinTransformerV2, SwinTransformerV2CR
-from swinv2_mm.models.backbones.arch import ARCHS_CR, check_resolution, resolve_arch
+from swinv2_mm.models.backbones.arch import ARCHS_CR, check_choice, check_resolution, resolve_arch
 
 
 class SwinFeatures(SwinTransformerV2):
@@ -77,8 +78,7 @@ def swin_transformer_v2(
         TypeError: If an option does not exist or has the wrong type.
         ValueError: If an option is out of range or contradicts another.
     """
-    if variant not in ('v2', 'cr'):
-        raise ValueError(f"variant is {variant!r}: expected 'v2' (the official model) or 'cr'")
+    check_choice('variant', variant, ('v2', 'cr'))
     resolution = None
     if input_resolution is not None:
         resolution = check_resolution(input_resolution, 'input_resolution')
@@ -109,31 +109,9 @@ def swin_transformer_v2(
     return model
 
 
-def swin_transformer_v2_t(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-T; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('tiny', *args, **options)
-
-
-def swin_transformer_v2_s(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-S; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('small', *args, **options)
-
-
-def swin_transformer_v2_b(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-B; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('base', *args, **options)
-
-
-def swin_transformer_v2_l(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-L; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('large', *args, **options)
-
-
-def swin_transformer_v2_h(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-H; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('huge', *args, **options)
-
-
-def swin_transformer_v2_g(*args: Any, **options: Any) -> SwinTransformerV2:
-    """Build SwinV2-G; see `swin_transformer_v2` for the other arguments."""
-    return swin_transformer_v2('giant', *args, **options)
+swin_transformer_v2_t = partial(swin_transformer_v2, 'tiny')
+swin_transformer_v2_s = partial(swin_transformer_v2, 'small')
+swin_transformer_v2_b = partial(swin_transformer_v2, 'base')
+swin_transformer_v2_l = partial(swin_transformer_v2, 'large')
+swin_transformer_v2_h = partial(swin_transformer_v2, 'huge')
+swin_transformer_v2_g = partial(swin_transformer_v2, 'giant')

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
+from matplotlib.colors import to_rgb
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers import DeformableSwinBlock
@@ -59,9 +61,6 @@ def draw_offsets(
     Raises:
         ValueError: If a shape is wrong or `head` is out of range.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'expected an RGB image (H, W, 3), got {image.shape}')
     if offsets.dim() != 4 or offsets.shape[-1] != 2:
@@ -78,24 +77,11 @@ def draw_offsets(
     every = -(-max(rows, cols) // max_arrows)
     row, col = np.mgrid[every // 2 : rows : every, every // 2 : cols : every]
     scale = np.array([width / cols, height / rows])  # pixels of a token, x before y
-    arrows = moves[row, col] * scale
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.imshow(image, extent=(0, width, height, 0), interpolation='nearest')
-    axes.set(xlim=(0, width), ylim=(height, 0))
-    axes.axis('off')
-    axes.quiver(
-        (col + 0.5) * scale[0],
-        (row + 0.5) * scale[1],
-        arrows[..., 0],
-        arrows[..., 1],
-        angles='xy',
-        scale_units='xy',
-        scale=1,
-        units='dots',
-        width=1.5,
-        color=color,
-    )
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:height, :width, :3].copy()
+    starts = (np.stack((col, row), axis=-1) + 0.5) * scale - 0.5
+    ends = starts + moves[row, col] * scale
+    rgb = [255 * part for part in to_rgb(color)]
+    drawn = np.array(image, np.uint8, order='C')
+    for start, end in np.stack((starts, ends), axis=-2).reshape(-1, 2, 2):
+        tail, tip = (np.rint(16 * point).astype(int).tolist() for point in (start, end))
+        cv2.arrowedLine(drawn, tail, tip, rgb, line_type=cv2.LINE_AA, shift=4, tipLength=0.3)
+    return drawn

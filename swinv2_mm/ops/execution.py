@@ -29,15 +29,10 @@ _TENSORS = (Tensor, nn.Parameter)
 
 
 class Execution(NamedTuple):
-    """Settings of the execution of a block.
+    """Settings of the execution of a block."""
 
-    Attributes:
-        in_bands: Whether to compute a few rows of windows at a time, with cached position biases.
-        overwrite: Whether the output may replace the input; only with `in_bands`.
-    """
-
-    in_bands: bool = False
-    overwrite: bool = False
+    in_bands: bool = False  # compute a few rows of windows at a time, with cached position biases
+    overwrite: bool = False  # let the output replace the input; only with `in_bands`
 
 
 PLAIN = Execution()
@@ -110,12 +105,9 @@ def runs_in_bands(module: nn.Module, x: Tensor) -> bool:
 
 
 def plan_block(block: Any, x: Tensor, is_owned: bool = False) -> Execution:
-    """Decide how a block of a stage runs.
+    """Decide how a block of a stage runs on `(B, H, W, C)`, which may be overwritten if it `is_owned`.
 
-    Args:
-        block: A `SwinBlock`; other modules run without shortcuts.
-        x: Its input, `(B, H, W, C)`.
-        is_owned: Whether `x` may be overwritten.
+    Modules that are not a `SwinBlock` run without shortcuts.
     """
     if torch.is_grad_enabled() or not getattr(block, 'windows_are_independent', False):
         return PLAIN
@@ -216,14 +208,7 @@ def choose_backend(
     head_dim: int = 32,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Return the attention backend to run: `name`, or the fastest available one for `'auto'`.
-
-    Args:
-        name: One of `BACKENDS`.
-        device: Device of the tensors.
-        dropout_p: Dropout of attention weights.
-        head_dim: Channels of a head.
-        dtype: Dtype of queries, keys and values.
+    """Return the attention backend to run: `name`, one of `BACKENDS`, or the fastest available one for `'auto'`.
 
     Raises:
         ValueError: If `name` is unknown or cannot run; the message gives the reason.
@@ -288,10 +273,10 @@ def why_not_triton(
 def why_not_triton_on(device: torch.device) -> str | None:
     """Return why Triton does not run on a device; see `why_not_triton`."""
     try:
-        from swinv2_mm.ops.window_attention.triton_parts import is_interpreted
+        from swinv2_mm.ops.window_attention.triton_parts import INTERPRETED
     except Exception as error:  # a broken or clashing package raises anything
         return optional.unusable('triton', error)
-    if is_interpreted():
+    if INTERPRETED:
         return None
     if device.type != 'cuda':
         return f'it needs an NVIDIA GPU, and the tensors are on the device {str(device)!r}'

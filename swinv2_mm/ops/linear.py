@@ -8,13 +8,13 @@ compiler uses for linear layers; with AVX2, where that operator is not faster th
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from swinv2_mm.ops.execution import differentiates_plainly, takes_onednn
+from swinv2_mm.ops.execution import differentiates_plainly, is_as_made, takes_onednn
 from swinv2_mm.ops.optional import flop_registry, register_flop_formula
 from swinv2_mm.ops.private import onednn_linear
 
@@ -172,3 +172,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
         return torch.ops.aten.gelu_(_product(x, weight, bias))
     y = _OneDnnLinear.apply(x, weight, bias)
     return F.gelu(y) if gelu else y
+
+
+def call_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply `linear` if `layer` is an `nn.Linear` that nothing observes; call the module otherwise."""
+    if not is_as_made(layer, nn.Linear):
+        return layer(x)
+    layer = cast(nn.Linear, layer)
+    return linear(x, layer.weight, layer.bias)

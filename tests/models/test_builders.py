@@ -121,7 +121,7 @@ def test_defaults_are_those_of_the_repository():
     ('options', 'error', 'message'),
     [
         (dict(windows=8), TypeError, "unexpected keyword argument 'windows'"),
-        (dict(variant='seed'), ValueError, "variant is 'seed': expected 'v2'"),
+        (dict(variant='seed'), ValueError, "variant is 'seed': expected one of v2, cr"),
         (dict(input_resolution=(0, 3)), ValueError, r'input_resolution is \(0, 3\)'),
         (dict(input_resolution='big'), TypeError, "input_resolution has the entry 'big'"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
+from swinv2_mm.ops.window_attention import Pair
 
 
 def _is_int(value: Any) -> bool:
@@ -18,6 +18,24 @@ def _is_int(value: Any) -> bool:
 
 def _is_sequence(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise a ValueError if an option is not an integer of at least `minimum`."""
+    if not _is_int(value) or value < minimum:
+        raise ValueError(f'{name} is {value!r}: expected an integer >= {minimum}')
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise a ValueError if an option is not a probability below 1."""
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f'{name} is {value!r}: expected a probability in [0, 1)')
+
+
+def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise a ValueError if an option is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f'{name} is {value!r}: expected one of {", ".join(map(str, choices))}')
 
 
 @dataclass(frozen=True)
@@ -47,9 +65,7 @@ class Arch:
                 f'embed_dims {self.embed_dims}, depths {self.depths} and num_heads {self.num_heads} '
                 'must be integers >= 1'
             )
-        every = self.extra_norm_every_n_blocks
-        if not _is_int(every) or every < 0:
-            raise ValueError(f'extra_norm_every_n_blocks is {every!r}: expected an integer >= 0')
+        check_integer('extra_norm_every_n_blocks', self.extra_norm_every_n_blocks, minimum=0)
         for stage, (dim, heads) in enumerate(zip(self.dims, self.num_heads)):
             if dim % heads:
                 raise ValueError(
@@ -79,11 +95,7 @@ ARCHS_CR = {**ARCHS, 'giant': replace(ARCHS['giant'], depths=(2, 2, 42, 2))}
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCHS) -> Arch:
-    """Return the architecture of a name, a first letter or a dict with the fields of `Arch`.
-
-    Args:
-        arch: The name, letter or dict.
-        archs: Named architectures.
+    """Return the architecture of a name in `archs`, a first letter of one, or a dict with the fields of `Arch`.
 
     Raises:
         TypeError: If `arch` is neither a string nor a dict.
@@ -111,27 +123,13 @@ def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCH
     for key in ('depths', 'num_heads'):
         if not _is_sequence(arch[key]):
             raise TypeError(f'{key} of an arch dict must be a list, got {arch[key]!r}')
-    return Arch(
-        arch['embed_dims'],
-        tuple(arch['depths']),
-        tuple(arch['num_heads']),
-        arch.get('extra_norm_every_n_blocks', 0),
-    )
+    return Arch(**{**arch, 'depths': tuple(arch['depths']), 'num_heads': tuple(arch['num_heads'])})
 
 
 def per_stage_windows(value: Any, num_stages: int, name: str, minimum: int) -> list[Pair]:
     """Return one window per stage from an int, a pair `(height, width)`, or a list with one of these per stage.
 
     Two integers always are a pair. For a model with two stages, list two pairs: `[(8, 8), (4, 4)]`.
-
-    Args:
-        value: Value of the option.
-        num_stages: Number of stages.
-        name: Name of the option, used in messages.
-        minimum: Smallest number allowed.
-
-    Returns:
-        One `(height, width)` per stage.
 
     Raises:
         TypeError: If the value has another form.

@@ -18,9 +18,10 @@ from swinv2_mm.checkpoints import (
 from swinv2_mm.models.backbones.arch import (
     ARCHS,
     Arch,
-    Pair,
     check_images,
+    check_integer,
     check_out_indices,
+    check_rate,
     check_resolution,
     drop_path_schedule,
     per_stage_windows,
@@ -36,6 +37,7 @@ from swinv2_mm.models.layers import (
     build_output_norm,
 )
 from swinv2_mm.ops.execution import check_backend, tidy_memory
+from swinv2_mm.ops.window_attention import Pair
 from swinv2_mm.registry import register_everywhere
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -92,9 +94,7 @@ class SwinTransformerV2(BaseModule):
     # Overridden by other variants of SwinV2.
     checkpoint_family: ClassVar[str] = 'v2'
     archs: ClassVar[Mapping[str, Arch]] = ARCHS
-    coordinates_have_unit: ClassVar[bool] = (
-        True  # does the position bias depend on the training window?
-    )
+    coordinates_have_unit: ClassVar[bool] = True  # by the training window, in the position bias
     init_values: float | None = 0.0
 
     def __init__(
@@ -136,18 +136,13 @@ class SwinTransformerV2(BaseModule):
         self._position_windows = tuple(
             (given[0] or own[0], given[1] or own[1]) for given, own in zip(pretrained, windows)
         )
-        for name, count in (('in_channels', in_channels), ('patch_size', patch_size)):
-            if not isinstance(count, int) or count < 1:
-                raise ValueError(f'{name} is {count!r}: expected an integer >= 1')
+        check_integer('in_channels', in_channels)
+        check_integer('patch_size', patch_size)
         if not mlp_ratio * self.arch.embed_dims >= 1:
             raise ValueError(f'mlp_ratio is {mlp_ratio!r}: expected a number > 0')
-        for name, rate in (
-            ('drop_rate', drop_rate),
-            ('attn_drop_rate', attn_drop_rate),
-            ('drop_path_rate', drop_path_rate),
-        ):
-            if not 0.0 <= rate < 1.0:
-                raise ValueError(f'{name} is {rate!r}: expected a probability in [0, 1)')
+        check_rate('drop_rate', drop_rate)
+        check_rate('attn_drop_rate', attn_drop_rate)
+        check_rate('drop_path_rate', drop_path_rate)
         self.out_indices = check_out_indices(out_indices, num_stages)
         if frozen_stages not in range(-1, num_stages + 1):
             raise ValueError(
@@ -191,7 +186,7 @@ class SwinTransformerV2(BaseModule):
                 qkv_bias=qkv_bias,
                 drop=drop_rate,
                 attn_drop=attn_drop_rate,
-                attn_backend=check_backend(attn_backend),
+                backend=check_backend(attn_backend),
                 sequential=sequential_self_attention,
                 **self.stage_options(stage),
             )

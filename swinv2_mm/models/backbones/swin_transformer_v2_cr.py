@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, ClassVar
 
-from swinv2_mm.models.backbones.arch import ARCHS_CR, Arch
+from swinv2_mm.models.backbones.arch import ARCHS_CR, Arch, check_choice, check_integer, check_rate
 from swinv2_mm.models.backbones.swin_transformer_v2 import SwinTransformerV2
 from swinv2_mm.models.layers import TEMPERATURES, PreNormPatchMerging, WindowAttentionCR
 from swinv2_mm.registry import register_everywhere
-
-_STAGE_NORMS = ('none', 'last', 'all')
 
 
 @register_everywhere
@@ -65,18 +63,10 @@ class SwinTransformerV2CR(SwinTransformerV2):
                 'SwinTransformerV2CR has no pretrained_window_sizes: its position bias counts in tokens, so its '
                 'weights mean the same at every window; leave it out'
             )
-        for name, value, choices in (
-            ('temperature', temperature, TEMPERATURES),
-            ('stage_norms', stage_norms, _STAGE_NORMS),
-        ):
-            if value not in choices:
-                raise ValueError(f'{name} is {value!r}: expected one of {", ".join(choices)}')
-        if not isinstance(meta_hidden_dims, int) or meta_hidden_dims < 1:
-            raise ValueError(f'meta_hidden_dims is {meta_hidden_dims!r}: expected an integer >= 1')
-        if not 0.0 <= meta_drop_rate < 1.0:
-            raise ValueError(
-                f'meta_drop_rate is {meta_drop_rate!r}: expected a probability in [0, 1)'
-            )
+        check_choice('temperature', temperature, TEMPERATURES)
+        check_choice('stage_norms', stage_norms, ('none', 'last', 'all'))
+        check_integer('meta_hidden_dims', meta_hidden_dims)
+        check_rate('meta_drop_rate', meta_drop_rate)
         # Used by the constructor of the base class.
         self.temperature = temperature
         self.meta_hidden_dims = meta_hidden_dims

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers.eval_cache import EvalCache
-from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, PositionBias
 from swinv2_mm.ops.execution import is_as_made
-from swinv2_mm.ops.linear import linear
-from swinv2_mm.ops.window_attention import Band, WindowPartition, window_attention
+from swinv2_mm.ops.linear import call_linear, linear
+from swinv2_mm.ops.window_attention import Band, Pair, WindowPartition, window_attention
 
 # The paper keeps the temperature above 0.01, so the scale is at most 100.
 MAX_LOG_SCALE = math.log(1.0 / 0.01)
@@ -39,8 +38,8 @@ class WindowAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
-        pretrained_window_size: tuple[int, int] = (0, 0),
+        window_size: Pair,
+        pretrained_window_size: Pair = (0, 0),
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
@@ -62,8 +61,8 @@ class WindowAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
-        pretrained_window_size: tuple[int, int],
+        window_size: Pair,
+        pretrained_window_size: Pair,
         qkv_bias: bool,
     ) -> None:
         """Create the parameters of `project`, `scale` and `position_bias`; see the class for the arguments."""
@@ -100,20 +99,14 @@ class WindowAttention(nn.Module):
         qkv = self.qkv(x)
         return qkv if bias is None else qkv + bias.to(qkv.dtype)
 
-    def position_bias(self, window: tuple[int, int]) -> Tensor:
+    def position_bias(self, window: Pair) -> Tensor:
         """Return the bias by offset between tokens, `(nH, 2 * Wh - 1, 2 * Ww - 1)` in at least fp32."""
         return self.position_mlp(window)
 
     def remembered_bias(
-        self, window: tuple[int, int], name: Hashable, change: Callable[[Tensor], Tensor]
+        self, window: Pair, name: Hashable, change: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return `change(position_bias(window))`, cached for inference on a CPU.
-
-        Args:
-            window: Height and width of the window.
-            name: Key of the result in the cache.
-            change: Function of the position bias.
-        """
+        """Return `change(position_bias(window))`, cached under `name` for inference on a CPU."""
         source = self.position_mlp
         return self._biases.get(
             (window, name),
@@ -122,22 +115,9 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, windows: WindowPartition | Band, remember: bool = False) -> Tensor:
-        """Attend within the windows of a map.
-
-        Args:
-            x: `(B, H, W, C)`.
-            windows: The windows of the map.
-            remember: Whether to cache position biases for the next call.
-
-        Returns:
-            `(B, H, W, C)`.
-        """
-        return self.proj_drop(call_linear(self.proj, self.attend(x, windows, remember)))
-
-    def attend(self, x: Tensor, windows: WindowPartition | Band, remember: bool = False) -> Tensor:
-        """Like `forward`, without the output projection."""
+        """Map `(B, H, W, C)` to the same shape; `remember` caches position biases for the next call."""
         window = windows.window
-        return window_attention(
+        attended = window_attention(
             self.project(x),
             self.scale(),
             partial(self.remembered_bias, window) if remember else self.position_bias(window),
@@ -146,3 +126,4 @@ class WindowAttention(nn.Module):
             backend=self.backend,
             sequential=self.sequential,
         )
+        return self.proj_drop(call_linear(self.proj, attended))

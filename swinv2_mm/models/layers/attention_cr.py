@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers.attention import WindowAttention
-from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.position_bias import PositionBias, SignedLogPositionBias
+from swinv2_mm.ops.linear import call_linear
+from swinv2_mm.ops.window_attention import Pair
 
 MIN_TAU = 0.01
 TEMPERATURES = ('logit_scale', 'tau')
@@ -45,8 +46,8 @@ class WindowAttentionCR(WindowAttention):
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
-        pretrained_window_size: tuple[int, int],
+        window_size: Pair,
+        pretrained_window_size: Pair,
         qkv_bias: bool,
     ) -> None:
         """Create the modules of `WindowAttention.build_scores`."""

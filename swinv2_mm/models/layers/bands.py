@@ -19,17 +19,9 @@ BAND_NUMBERS = 8192 * 96
 def in_bands(
     module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, axis: int, rows: int
 ) -> Tensor:
-    """Run a module that maps `rows` rows of its input to one row of tokens; in bands where possible.
+    """Return `forward(x)`, `(B, H, W, C)`, of a module that maps `rows` rows of its input to one row of tokens.
 
-    Args:
-        module: The module.
-        forward: Function that computes the output, `(B, H, W, C)`.
-        x: Input of `forward`.
-        axis: Axis of the rows in `x`.
-        rows: Rows of the input per row of the output.
-
-    Returns:
-        `forward(x)`.
+    It runs in bands where possible; `axis` is that of the rows in `x`.
     """
     step = max(1, BAND_NUMBERS * x.shape[axis] // max(1, x.numel() * rows)) * rows
     if step >= x.shape[axis] or not runs_in_bands(module, x):

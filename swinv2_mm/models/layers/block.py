@@ -12,12 +12,11 @@ from torch.utils.checkpoint import checkpoint
 from swinv2_mm.models.layers import bands
 from swinv2_mm.models.layers.attention import WindowAttention
 from swinv2_mm.models.layers.drop_path import DropPath
-from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.models.layers.patch import PatchMerging
 from swinv2_mm.ops.execution import PLAIN, Execution, is_as_made, kinds, plan_block
-from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.linear import call_linear, linear
 from swinv2_mm.ops.norm import add_norm
-from swinv2_mm.ops.window_attention import Band, WindowPartition
+from swinv2_mm.ops.window_attention import Band, Pair, WindowPartition
 
 
 class MLP(nn.Sequential):
@@ -52,16 +51,12 @@ class SwinBlock(nn.Module):
         num_heads: Number of attention heads.
         window_size: Height and width of a window, in tokens.
         shifted: Whether to shift the windows by half their size.
-        pretrained_window_size: See `WindowAttention`.
         mlp_ratio: Ratio of the hidden width of the MLP to `dim`.
-        qkv_bias: See `WindowAttention`.
         drop: Dropout of the attention's and the MLP's output.
-        attn_drop: Dropout of attention weights.
         drop_path: Probability of dropping a branch for a sample.
         extra_norm: Whether to end the block with a LayerNorm on the main branch (huge and giant models).
-        attn_backend: See `swinv2_mm.ops.window_attention`.
-        sequential: See `WindowAttention`.
         attention: Class of the attention.
+        **attention_options: The remaining arguments of `WindowAttention`.
     """
 
     # Whether the output of a window depends on its own tokens only.
@@ -71,33 +66,19 @@ class SwinBlock(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        window_size: tuple[int, int],
+        window_size: Pair,
         shifted: bool = False,
-        pretrained_window_size: tuple[int, int] = (0, 0),
         mlp_ratio: float = 4.0,
-        qkv_bias: bool = True,
         drop: float = 0.0,
-        attn_drop: float = 0.0,
         drop_path: float = 0.0,
         extra_norm: bool = False,
-        attn_backend: str = 'auto',
-        sequential: bool = False,
         attention: Callable[..., WindowAttention] = WindowAttention,
+        **attention_options: Any,
     ) -> None:
         super().__init__()
         self.shifted = shifted
         self.window_size = window_size
-        self.attn = attention(
-            dim,
-            num_heads,
-            window_size,
-            pretrained_window_size,
-            qkv_bias=qkv_bias,
-            attn_drop=attn_drop,
-            proj_drop=drop,
-            backend=attn_backend,
-            sequential=sequential,
-        )
+        self.attn = attention(dim, num_heads, window_size, proj_drop=drop, **attention_options)
         self.norm1 = nn.LayerNorm(dim)
         self.mlp = MLP(dim, int(dim * mlp_ratio), drop)
         self.norm2 = nn.LayerNorm(dim)
@@ -107,12 +88,12 @@ class SwinBlock(nn.Module):
         self.made_of = kinds(self) if type(self) is SwinBlock else ()
 
     @property
-    def shift(self) -> tuple[int, int]:
+    def shift(self) -> Pair:
         """Rows and columns by which the windows are shifted."""
         height, width = self.window_size
         return (height // 2, width // 2) if self.shifted else (0, 0)
 
-    def resize(self, window_size: tuple[int, int]) -> None:
+    def resize(self, window_size: Pair) -> None:
         """Change the window size."""
         self.window_size = window_size
         self.attn.position_mlp.resize(window_size)
@@ -132,12 +113,7 @@ class SwinBlock(nn.Module):
         return x
 
     def forward(self, x: Tensor, execution: Execution | None = None) -> Tensor:
-        """Map `(B, H, W, C)` to the same shape.
-
-        Args:
-            x: `(B, H, W, C)`.
-            execution: How to run the block; `None` for `plan_block`.
-        """
+        """Map `(B, H, W, C)` to the same shape, as `execution` says; `None` for the result of `plan_block`."""
         how = plan_block(self, x) if execution is None else execution
         partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
         if not how.in_bands:

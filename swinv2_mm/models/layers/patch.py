@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_mm.models.layers.bands import in_bands
-from swinv2_mm.models.layers.linear import call_linear
 from swinv2_mm.ops import private
 from swinv2_mm.ops.execution import is_as_made, kinds, lacks_threads
+from swinv2_mm.ops.linear import call_linear
 
 
 class PatchEmbed(nn.Module):
@@ -86,7 +86,7 @@ class PatchMerging(nn.Module):
         return self.norm(call_linear(self.reduction, _join_neighbours(x)))
 
 
-class PreNormPatchMerging(nn.Module):
+class PreNormPatchMerging(PatchMerging):
     """`PatchMerging` with the norm before the reduction, as in SwinV1 and Christoph Reich's reimplementation.
 
     Args:
@@ -94,14 +94,10 @@ class PreNormPatchMerging(nn.Module):
     """
 
     def __init__(self, dim: int) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.norm = nn.LayerNorm(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
         self.made_of = kinds(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 2C)`."""
-        return in_bands(self, self._merge, x, 1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
         return call_linear(self.reduction, self.norm(_join_neighbours(x)))

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from swinv2_mm.ops import private
+from swinv2_mm.ops.window_attention import Pair
 
 HIDDEN = 512  # width of the bias MLP in the official models
 MAX_BIAS = 16.0  # the official models squash the bias to (0, 16)
 
 
 def log_spaced_coords(
-    window: tuple[int, int],
-    pretrained_window: tuple[int, int],
+    window: Pair,
+    pretrained_window: Pair,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -66,10 +67,7 @@ class PositionBias(nn.Sequential, ABC):
     coords: Tensor
 
     def __init__(
-        self,
-        layers: OrderedDict[str, nn.Module],
-        window: tuple[int, int],
-        pretrained_window: tuple[int, int] = (0, 0),
+        self, layers: OrderedDict[str, nn.Module], window: Pair, pretrained_window: Pair = (0, 0)
     ) -> None:
         super().__init__(layers)
         self.window = window
@@ -85,7 +83,7 @@ class PositionBias(nn.Sequential, ABC):
         """Bound the output of the MLP."""
         return table
 
-    def resize(self, window: tuple[int, int]) -> None:
+    def resize(self, window: Pair) -> None:
         """Change the window; the training window stays the same."""
         self.pretrained_window = (
             self.pretrained_window[0] or self.window[0],
@@ -94,7 +92,7 @@ class PositionBias(nn.Sequential, ABC):
         self.window = window
         self.rebuild_derived()
 
-    def retarget(self, pretrained_window: tuple[int, int]) -> None:
+    def retarget(self, pretrained_window: Pair) -> None:
         """Change the training window, which divides the coordinates."""
         self.pretrained_window = pretrained_window
         self.rebuild_derived()
@@ -122,11 +120,8 @@ class PositionBias(nn.Sequential, ABC):
         self.rebuild_derived()
         return self
 
-    def forward(self, window: tuple[int, int] | None = None) -> Tensor:
-        """Return the bias for every offset between two tokens of a window.
-
-        Args:
-            window: Height and width of a smaller window, for small maps; default: the configured window.
+    def forward(self, window: Pair | None = None) -> Tensor:
+        """Return the bias for every offset between two tokens of a window; small maps have a smaller `window`.
 
         Returns:
             `(nH, 2 * Wh - 1, 2 * Ww - 1)` in fp32 (fp64 for weights in fp64), by row and column of query minus key.
@@ -142,19 +137,12 @@ class PositionBias(nn.Sequential, ABC):
 
 
 class ContinuousPositionBias(PositionBias):
-    """Official position bias: coordinates in units of the training window, bias in (0, 16).
+    """Official position bias of `num_heads` heads: coordinates in units of the training window, bias in (0, 16).
 
-    The layers have the official names (`0.weight`, `0.bias`, `2.weight`).
-
-    Args:
-        window: Height and width of the window, in tokens.
-        pretrained_window: The window that the weights were trained with; `(0, 0)` for `window`.
-        num_heads: Number of attention heads.
+    The layers have the official names (`0.weight`, `0.bias`, `2.weight`). See `PositionBias` for the windows.
     """
 
-    def __init__(
-        self, window: tuple[int, int], pretrained_window: tuple[int, int], num_heads: int
-    ) -> None:
+    def __init__(self, window: Pair, pretrained_window: Pair, num_heads: int) -> None:
         layers = (nn.Linear(2, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_heads, False))
         named = OrderedDict((str(index), layer) for index, layer in enumerate(layers))
         super().__init__(named, window, pretrained_window)
@@ -172,18 +160,10 @@ class SignedLogPositionBias(PositionBias):
     """Position bias of Christoph Reich's reimplementation: unbounded, from sign(d) log(1 + |d|) of offsets d in tokens.
 
     The coordinates do not depend on the window size, so neither do the weights. The layers have timm's names (`fc1`,
-    `fc2`).
-
-    Args:
-        window: Height and width of the window, in tokens.
-        num_heads: Number of attention heads.
-        hidden_dims: Width of the hidden layer.
-        drop: Dropout of the hidden layer.
+    `fc2`); `hidden_dims` and `drop` are width and dropout of the hidden layer.
     """
 
-    def __init__(
-        self, window: tuple[int, int], num_heads: int, hidden_dims: int, drop: float = 0.0
-    ) -> None:
+    def __init__(self, window: Pair, num_heads: int, hidden_dims: int, drop: float = 0.0) -> None:
         layers: OrderedDict[str, nn.Module] = OrderedDict(
             fc1=nn.Linear(2, hidden_dims),
             act=nn.ReLU(),

@@ -17,12 +17,9 @@ _LN2 = (0.693359375, -2.12194440e-4)
 
 
 class Emitter:
-    """Builder of a function `void name(int64 *arguments)`.
+    """Builder of a function `void name(int64 *arguments)`, with `lanes` numbers per vector.
 
-    Args:
-        name: Name of the function.
-        lanes: Numbers per vector.
-        arguments: Names of the arguments in order; addresses have a leading star.
+    `arguments` are the names in order; addresses have a leading star.
     """
 
     def __init__(self, name: str, lanes: int, arguments: Sequence[str]) -> None:

@@ -1,11 +1,8 @@
 """A stand-in for mmcv's compiled operators, for environments where mmcv was installed without them.
 
 A plain `pip install` of mmcv does not include `mmcv._ext`, and `import mmdet.models` fails without it. `install()`
-adds a module of that name whose operators use torchvision's kernels and torch. Compiled operators of mmcv are not
-replaced, and without mmcv nothing happens.
-
-The module has an attribute for every operator name, because `mmcv.ops` checks all of them on import. An operator that
-is not provided raises `NotImplementedError` when it is called.
+adds a module of that name whose operators use torchvision's kernels and torch. It has an attribute for every operator
+name, because `mmcv.ops` checks all of them on import; one that is not provided raises an error when it is called.
 """
 
 import importlib
@@ -83,13 +80,9 @@ class _StandInLoader(Loader):
 
 
 def install() -> bool:
-    """Install the stand-in as `mmcv._ext` if mmcv is installed without compiled operators.
+    """Install the stand-in as `mmcv._ext` if mmcv is installed without compiled operators; return whether it is there.
 
     Cheap and idempotent; does not import mmcv, torch or torchvision. Call it before anything imports `mmcv.ops`.
-    Substitutes for failed imports in mmdet and mmseg are replaced (see `mend`).
-
-    Returns:
-        True if the stand-in is installed, False if mmcv has compiled operators or is not installed.
     """
     if EXTENSION in sys.modules:
         return isinstance(sys.modules[EXTENSION], StandIn)

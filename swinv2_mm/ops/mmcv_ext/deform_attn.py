@@ -20,10 +20,7 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     **unused: Any,
 ) -> Tensor:
-    """Compute the weighted sum of bilinear samples of all levels for each query.
-
-    See `MultiScaleDeformableAttnFunction` for shapes. `level_start_index` and `im2col_step` are not used.
-    """
+    """Compute the weighted sum of bilinear samples of all levels for each query; see mmcv's function for shapes."""
     dtype = working_dtype(value)
     operands = (value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype))
     return _attend(spatial_shapes, *operands).to(value.dtype)

@@ -2,10 +2,11 @@
 
 Without `mask` they are DCN (Dai et al., ICCV 2017), with it DCNv2 (Zhu et al., CVPR 2019). mmcv and torchvision
 differ in the calling convention only: the order of offsets (y before x, deformable groups outermost), the zero padding
-of the map and the layout of weights are the same. mmcv passes strides, paddings and similar arguments by keyword.
+of the map and the layout of weights are the same. mmcv passes strides, paddings and similar arguments by keyword, and
+scratch buffers for its kernels, which are not used.
 
 Shape legend: B images, C and D input and output channels, (Kh, Kw) kernel, H W and (Ho, Wo) input and output
-size, G deformable groups. `columns` and `ones` are scratch buffers of mmcv's kernels and are not used.
+size, G deformable groups.
 """
 
 from typing import Any
@@ -25,16 +26,10 @@ _DCN_V2 = (
 
 
 def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    columns: Tensor,
-    ones: Tensor,
-    **settings: Any,
+    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, *scratch: Tensor, **settings: Any
 ) -> None:
     """Compute the convolution of `input` (B, C, H, W) with `offset` (B, 2 * G * Kh * Kw, Ho, Wo) into `output`."""
-    output.copy_(_forward(input, weight, offset, None, None, [settings[n] for n in _DCN]))
+    output.copy_(_forward(input, weight, offset, None, None, settings))
 
 
 def deform_conv_backward_input(
@@ -44,12 +39,11 @@ def deform_conv_backward_input(
     grad_input: Tensor,
     grad_offset: Tensor,
     weight: Tensor,
-    columns: Tensor,
+    *scratch: Tensor,
     **settings: Any,
 ) -> None:
     """Add the gradients of the input and of the offsets to their buffers."""
-    geometry = [settings[n] for n in _DCN]
-    grads = _backward(grad_output, input, weight, offset, None, None, geometry)
+    grads = _backward(grad_output, input, weight, offset, None, None, settings)
     grad_input += grads[0]
     grad_offset += grads[2]
 
@@ -65,10 +59,8 @@ def deform_conv_backward_parameters(
     **settings: Any,
 ) -> None:
     """Add `scale` times the gradient of the weight to its buffer."""
-    geometry = [settings[n] for n in _DCN]
-    # Only the shape of the weight matters here, so its gradient buffer is passed instead.
-    weight = torch.zeros_like(grad_weight)
-    grad_weight += scale * _backward(grad_output, input, weight, offset, None, None, geometry)[1]
+    weight = torch.zeros_like(grad_weight)  # only its shape matters
+    grad_weight += scale * _backward(grad_output, input, weight, offset, None, None, settings)[1]
 
 
 def modulated_deform_conv_forward(
@@ -84,8 +76,7 @@ def modulated_deform_conv_forward(
     **settings: Any,
 ) -> None:
     """Like `deform_conv_forward`, with a factor per sample, `mask` (B, G * Kh * Kw, Ho, Wo), and a bias (D,)."""
-    geometry = [settings[n] for n in _DCN_V2]
-    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, geometry))
+    output.copy_(_forward(input, weight, offset, mask, bias if with_bias else None, settings))
 
 
 def modulated_deform_conv_backward(
@@ -106,8 +97,7 @@ def modulated_deform_conv_backward(
     **settings: Any,
 ) -> None:
     """Add all gradients of `modulated_deform_conv_forward` to their buffers."""
-    geometry = [settings[n] for n in _DCN_V2]
-    grads = _backward(grad_output, input, weight, offset, mask, None, geometry)
+    grads = _backward(grad_output, input, weight, offset, mask, None, settings)
     buffers = (grad_input, grad_weight, grad_offset, grad_mask, grad_bias)
     for buffer, grad in zip(buffers[: 5 if with_bias else 4], grads):
         buffer += grad
@@ -129,7 +119,7 @@ def _operands(
     offset: Tensor,
     mask: Tensor | None,
     bias: Tensor | None,
-    geometry: list[int],
+    settings: dict[str, int],
 ) -> tuple[Any, ...]:
     """Return the arguments of torchvision's kernels, tensors in one dtype, with placeholders for missing ones."""
     dtype = working_dtype(input, weight, offset)
@@ -140,4 +130,6 @@ def _operands(
         input.new_zeros((input.size(0), 1)) if mask is None else mask,
         weight.new_zeros(weight.size(0)) if bias is None else bias,
     )
+    names = _DCN if mask is None else _DCN_V2
+    geometry = (settings[name] for name in names)
     return (*(tensor.to(dtype) for tensor in tensors), *geometry, mask is not None)

@@ -1,9 +1,7 @@
 """Repair mmdet and mmseg modules that were imported before mmcv had operators.
 
 OneDL's versions catch the failed import of `mmcv.ops` and use substitutes: in mmdet a function or class that raises
-"requires mmcv to be compiled with ops" when it is used, in mmseg None. A module that was imported before the stand-in
-keeps its substitutes; a Mask R-CNN then builds and fails in its first training step. This module replaces them by the
-operators.
+"requires mmcv to be compiled with ops" when it is used, in mmseg None. This module replaces them by the operators.
 """
 
 import sys

@@ -1,8 +1,7 @@
 """Hard non-maximum suppression of the mmcv stand-in: `nms` and `nms_match`.
 
-Boxes are (x1, y1, x2, y2) in pixels. Equal scores keep their order: of two boxes with the same score, the one with the
-smaller index comes first. (mmcv's compiled operators use an unstable sort, so their order of equal scores may differ
-from this one and between machines.)
+Boxes are (x1, y1, x2, y2) in pixels. Equal scores keep their order; mmcv's compiled operators use an unstable sort, so
+theirs may differ.
 """
 
 import numpy as np
@@ -15,16 +14,9 @@ from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes that do not overlap a better kept box by more than the threshold.
+    """Return the indices of the boxes whose IoU with better kept boxes is at most the threshold, best score first.
 
-    Args:
-        boxes: (N, 4) boxes of any dtype.
-        scores: (N,) scores.
-        iou_threshold: a box is dropped when its IoU with a kept one is greater.
-        offset: 0, or 1 where a box covers the pixels from x1 to x2 inclusive (width x2 - x1 + 1).
-
-    Returns:
-        int64 indices of the kept boxes, best score first.
+    `boxes` are (N, 4). `offset` is 1 where a box covers the pixels from x1 to x2 inclusive (width x2 - x1 + 1), else 0.
     """
     dtype = working_dtype(boxes, scores)
     if dtype == torch.float32:
@@ -39,14 +31,9 @@ def with_offset(boxes: Tensor, offset: int) -> Tensor:
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group every suppressed box with the box that suppressed it.
+    """Group every suppressed box with the better box whose IoU with it is at least the threshold.
 
-    Args:
-        dets: (N, 5) boxes with their score last.
-        iou_threshold: a box joins the group of a better one when their IoU is at least this value.
-
-    Returns:
-        One list of indices per kept box, by decreasing score: the kept box, then the boxes that it suppressed.
+    `dets` are (N, 5), boxes with their score last. Returns one list of indices per kept box, by decreasing score.
     """
     boxes = dets[:, :4].to(working_dtype(dets))
     remaining = dets[:, 4].sort(descending=True, stable=True).indices

@@ -117,11 +117,7 @@ def roi_align_backward(
 
 
 def _sample_grid(
-    rois: Tensor,
-    bins: tuple[int, int],
-    spatial_scale: float,
-    sampling_ratio: int,
-    aligned: bool,
+    rois: Tensor, bins: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return start, bin size (both in feature pixels) and samples per bin of each region, (K, 2) each: y, x."""
     corners = rois[:, [2, 1, 4, 3]] * spatial_scale - (0.5 if aligned else 0.0)

@@ -23,14 +23,13 @@ def softnms(
     """Select the best box, lower the scores of overlapping boxes, drop low scores, and repeat.
 
     Equal scores are ordered as in mmcv's compiled operator: by position in a list where a selected box swaps places
-    with the first remaining one and a dropped box is replaced by the last one. An empty union (two boxes without area)
-    does not lower scores; the gaussian method of the compiled operator returns NaN in this case.
+    with the first remaining one and a dropped box is replaced by the last one. Two boxes without area do not lower
+    scores; the gaussian method of the compiled operator returns NaN in this case.
 
     Args:
         boxes: (N, 4) boxes on the CPU.
         scores: (N,) scores; not changed.
-        dets: (N, 5) output. Its first K rows are overwritten with the remaining boxes and their lowered scores,
-            best first; the other rows are not changed.
+        dets: (N, 5) output: the first K rows are the remaining boxes and their lowered scores, best first.
         iou_threshold: IoU from which the naive and the linear method lower scores.
         sigma: width of the gaussian method.
         min_score: boxes with a lower score are dropped.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from functools import partial
 
 from torch import Tensor
 
@@ -54,16 +53,26 @@ def window_attention(
     """
     heads = len(scale)
     chosen = choose_backend(backend, qkv.device, dropout_p, qkv.shape[3] // (3 * heads), qkv.dtype)
-    derive: Derive
     tensors = (qkv, scale, bias_table) if isinstance(bias_table, Tensor) else (qkv, scale)
     if isinstance(bias_table, Tensor):
         check_inputs(qkv, scale, bias_table, partition)
-        derive = partial(_derive, bias_table)
-    else:
-        derive = partial(_derive_kept, bias_table, qkv, scale, partition)
+
+    def derive(name: Hashable, change: Callable[[Tensor], Tensor]) -> Tensor:
+        if isinstance(bias_table, Tensor):
+            return change(bias_table)
+
+        def checked(table: Tensor) -> Tensor:
+            check_inputs(qkv, scale, table, partition)
+            return change(table)
+
+        found = bias_table(name, checked)
+        if len(found) != heads:
+            raise ValueError(f'scale has {heads} heads and the position bias {len(found)}')
+        return found
+
+    direct = calls_kernels_directly(*tensors)
     with private.no_autocast(qkv.device):
         if chosen == 'llvm':
-            direct = calls_kernels_directly(*tensors)
             return llvm_window_attention(qkv, scale, derive, partition, direct)
         if chosen == 'fused':
             return fused_window_attention(qkv, scale, derive, partition, sequential)
@@ -71,7 +80,6 @@ def window_attention(
             raise ValueError(f"the backend {chosen!r} cannot attend to a band: use 'auto'")
         table = derive('table', lambda given: given)
         if chosen == 'triton':
-            direct = calls_kernels_directly(*tensors)
             return triton_window_attention(qkv, scale, table, partition, direct)
         if sequential and (dropout_p or backend == 'reference'):
             raise ValueError(
@@ -79,28 +87,6 @@ def window_attention(
                 f"is {chosen!r}, which keeps the scores of all windows: set attn_drop_rate=0 and attn_backend='auto'"
             )
         return reference_window_attention(qkv, scale, table, partition, dropout_p)
-
-
-def _derive(table: Tensor, name: Hashable, change: Callable[[Tensor], Tensor]) -> Tensor:
-    return change(table)
-
-
-def _derive_kept(
-    kept: Derive,
-    qkv: Tensor,
-    scale: Tensor,
-    partition: WindowPartition | Band,
-    name: Hashable,
-    change: Callable[[Tensor], Tensor],
-) -> Tensor:
-    def checked(table: Tensor) -> Tensor:
-        check_inputs(qkv, scale, table, partition)
-        return change(table)
-
-    found = kept(name, checked)
-    if len(found) != len(scale):
-        raise ValueError(f'scale has {len(scale)} heads and the position bias {len(found)}')
-    return found
 
 
 def check_inputs(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swinv2_mm.ops import private
 from swinv2_mm.ops.execution import differentiates_plainly
-from swinv2_mm.ops.window_attention.partition import Band, Tile, WindowPartition
+from swinv2_mm.ops.window_attention.partition import Band, Pair, Tile, WindowPartition
 from swinv2_mm.ops.window_attention.reference import (
     MIN_NORM,
     differentiable_gradients,
@@ -31,7 +31,7 @@ CHUNK_BYTES_GPU = 2**28
 MOST_WINDOWS_GPU = 2**16 - 1
 
 
-def crop_table(table: Tensor, window: tuple[int, int]) -> Tensor:
+def crop_table(table: Tensor, window: Pair) -> Tensor:
     """Return the biases of a smaller window: the middle of the table, a view `(nH, 2 * h - 1, 2 * w - 1)`."""
     top, left = ((extent + 1) // 2 - side for extent, side in zip(table.shape[1:], window))
     return table[:, top : top + 2 * window[0] - 1, left : left + 2 * window[1] - 1]
@@ -48,15 +48,7 @@ def inverse_norms(x: Tensor) -> Tensor:
 
 
 def unit_factors(qkv: Tensor, scale: Tensor) -> Tensor:
-    """Return the inverse norms of queries, times `scale`, and of keys.
-
-    Args:
-        qkv: `(B, H, W, 3 * nH * D)`.
-        scale: `(nH, 1, 1)`, in at least fp32.
-
-    Returns:
-        `(B, H, W, 2 * nH)` in at least fp32.
-    """
+    """Return the inverse norms of queries, times `scale`, and of keys, `(B, H, W, 2 * nH)` in at least fp32."""
     factors = inverse_norms(qkv.unflatten(-1, (3, len(scale), -1))[..., :2, :, :])
     factors[..., 0, :, :].mul_(scale.view(-1, 1))
     return factors.flatten(-3)
@@ -82,20 +74,13 @@ def attend_tiles(
     tiles: Iterable[Tile],
     qkv: Tensor,
     scale: Tensor,
-    bias_of: Callable[[tuple[int, int]], Tensor],
+    bias_of: Callable[[Pair], Tensor],
     sequential: bool = False,
 ) -> Tensor:
-    """Compute attention inside the windows of a map, without gradients.
+    """Compute attention inside the windows of a map, `(B, H, W, nH * D)`, without gradients.
 
-    Args:
-        tiles: The windows.
-        qkv: `(B, H, W, 3 * nH * D)`.
-        scale: `(nH, 1, 1)`, in at least fp32.
-        bias_of: Function from height and width of a window to its bias, `(nH, N, N)` in at least fp32.
-        sequential: Whether to process windows one by one.
-
-    Returns:
-        `(B, H, W, nH * D)`.
+    See `window_attention` for the arguments; `scale` and the result of `bias_of`, `(nH, N, N)` for height and width of
+    a window, are in at least fp32.
     """
     factors = unit_factors(qkv, scale)
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
@@ -118,17 +103,7 @@ def attend_tiles(
 def _backward_of_chunk(
     qkv: Tensor, grad: Tensor, scale: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the backward pass of the attention inside windows.
-
-    Args:
-        qkv: `(3, n, nH, N, D)`.
-        grad: Gradient of the output, `(n, nH, N, D)`.
-        scale: `(nH, 1, 1)`.
-        bias: `(nH, N, N)`.
-
-    Returns:
-        The gradients of `qkv`, of scale `(nH,)` and of `bias`.
-    """
+    """Return the gradients of `qkv` `(3, n, nH, N, D)`, scale `(nH,)` and bias `(nH, N, N)` from that of the output."""
     count, heads, tokens, _ = grad.shape
     inverse = inverse_norms(qkv[:2])
     units = qkv[:2] * inverse
@@ -214,7 +189,7 @@ def _infer(
 ) -> Tensor:
     exact = torch.promote_types(qkv.dtype, torch.float32)
 
-    def bias_of(window: tuple[int, int]) -> Tensor:
+    def bias_of(window: Pair) -> Tensor:
         found = derive(window, lambda table: expand_bias(crop_table(table, window)).contiguous())
         return found.to(exact)
 

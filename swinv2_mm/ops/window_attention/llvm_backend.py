@@ -19,7 +19,7 @@ from swinv2_mm.ops.execution import LLVM_LANES as LANES
 from swinv2_mm.ops.execution import differentiates_plainly
 from swinv2_mm.ops.llvm import runtime
 from swinv2_mm.ops.optional import register_flop_formula
-from swinv2_mm.ops.window_attention.partition import Band, Run, Runs, WindowPartition
+from swinv2_mm.ops.window_attention.partition import Band, Pair, Runs, WindowPartition
 from swinv2_mm.ops.window_attention.reference import differentiable_gradients
 
 # Tasks per thread: enough to balance the load, few enough that expanding biases takes little time.
@@ -27,30 +27,24 @@ TASKS_PER_THREAD = 4
 
 
 @functools.cache
-def _kernels() -> tuple[Any, Any]:
-    """Import the modules of the forward and the backward pass."""
-    from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel
+def _kernels() -> tuple[Any, Any, Any]:
+    """Import the kernels of the forward and the backward pass, and `llvm_windows`."""
+    from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel, llvm_windows
 
-    return llvm_kernel, llvm_backward_kernel
+    return llvm_kernel, llvm_backward_kernel, llvm_windows
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """Tasks of a call.
+    """Tasks of a call."""
 
-    Attributes:
-        tasks: `(nH * tasks per head, TASK)`, see `llvm_windows`; head by head.
-        tokens: Tokens of the largest window.
-        pixels: Pixel indices that the tasks point to.
-    """
-
-    tasks: Tensor
-    tokens: int
-    pixels: list[Tensor]
+    tasks: Tensor  # (nH * tasks per head, TASK), see `llvm_windows`; head by head
+    tokens: int  # of the largest window
+    pixels: list[Tensor]  # pixel indices that the tasks point to
 
 
 @functools.lru_cache(maxsize=128)
-def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: int) -> _Plan:
+def _plan(images: int, size: Pair, runs: Runs, heads: int, threads: int) -> _Plan:
     groups = -(-threads * TASKS_PER_THREAD // heads)
     count = functools.partial(torch.arange, device='cpu')
     pixels: list[Tensor] = []
@@ -64,29 +58,20 @@ def _plan(images: int, size: tuple[int, int], runs: Runs, heads: int, threads: i
         offsets = (count(row.length)[:, None] * size[1] + count(col.length)).flatten()
         pixels += origins, offsets
         bounds = [len(origins) * group // groups for group in range(groups + 1)]
+        window = row.length, col.length
         per_head += [
-            (
-                index,
-                row.length,
-                col.length,
-                origins[first:].data_ptr(),
-                last - first,
-                offsets.data_ptr(),
-            )
+            (index, *window, origins[first:].data_ptr(), last - first, offsets.data_ptr())
             for first, last in itertools.pairwise(bounds)
             if first < last
         ]
-    tasks = [(task[0], head, *task[1:]) for head in range(heads) for task in per_head]
+    tasks = [(index, head, *rest) for head in range(heads) for index, *rest in per_head]
     tokens = max((row.length * col.length for row, col in tiles), default=0)
     return _Plan(torch.tensor(tasks, dtype=torch.int64, device='cpu'), tokens, pixels)
 
 
-def _runs(numbers: Sequence[int]) -> tuple[Run, ...]:
-    return tuple(Run(*numbers[index : index + 3]) for index in range(0, len(numbers), 3))
-
-
-def _numbers(runs: Sequence[Run]) -> list[int]:
-    return [number for run in runs for number in (run.start, run.count, run.length)]
+def _partition(qkv: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> WindowPartition:
+    """Return the partition of a map of shape `qkv`, `(B, H, W, C)`."""
+    return WindowPartition((qkv[1], qkv[2]), (window[0], window[1]), (shift[0], shift[1]))
 
 
 class _Launch:
@@ -105,19 +90,12 @@ class _Launch:
     def run(
         self, backward: bool, tensors: Sequence[Tensor | None], window: Sequence[int], *more: Tensor
     ) -> None:
-        """Run a kernel.
-
-        Args:
-            backward: Whether to run the backward pass.
-            tensors: qkv, out, scale and table.
-            window: Height and width of the window of the table.
-            *more: Additional arguments in `BACKWARD_ARGUMENTS`.
-        """
+        """Run the kernel of a pass with qkv, out, scale and table, and what `BACKWARD_ARGUMENTS` adds."""
         if not len(self.plan.tasks):
             return
-        kernel = _kernels()[backward]
+        *kernels, windows = _kernels()
         threads = min(self.threads, len(self.plan.tasks))
-        size = kernel.scratch_size(self.plan.tokens, self.lanes, self.head_dim)
+        size = windows.scratch_size(self.plan.tokens, self.lanes, self.head_dim, backward)
         scratch = torch.empty(threads * size, dtype=torch.float32, device='cpu')
         counters = torch.zeros(2, dtype=torch.int64, device='cpu')
         arguments = [
@@ -126,7 +104,7 @@ class _Launch:
             len(self.plan.tasks), self.channels, table_pitch(window), *window,
             *(tensor.data_ptr() for tensor in more),
         ]  # fmt: skip
-        runtime.run(kernel.build(self.lanes, self.head_dim), arguments, threads)
+        runtime.run(kernels[backward].build(self.lanes, self.head_dim), arguments, threads)
 
 
 def table_pitch(window: Sequence[int]) -> int:
@@ -145,23 +123,14 @@ def lay_out_table(table: Tensor) -> Tensor:
 @torch.library.custom_op(
     'swinv2_mm::cpu_window_attention',
     mutates_args=(),
-    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] rows, SymInt[] cols) -> Tensor',
+    schema='(Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) -> Tensor',
 )
-def attention(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
-    """Compute attention inside the windows of a map, all in fp32.
+def attention(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
+    """Compute attention inside the windows of a map: `(B, H, W, 3 * nH * D)` to `(B, H, W, nH * D)`, all in fp32.
 
-    Args:
-        qkv: `(B, H, W, 3 * nH * D)`.
-        scale: nH numbers.
-        table: Result of `lay_out_table`.
-        window: Height and width of the window of the table.
-        rows: Start, count and length of every run of windows along the height, not longer than `window`.
-        cols: The same along the width.
-
-    Returns:
-        `(B, H, W, nH * D)`.
+    `table` is the result of `lay_out_table`; see `WindowPartition` for `window` and `shift`.
     """
-    return _attend(qkv, scale, table, window, (_runs(rows), _runs(cols)))
+    return _attend(qkv, scale, table, window, _partition(qkv.shape, window, shift).runs)
 
 
 def _attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], runs: Runs) -> Tensor:
@@ -173,21 +142,21 @@ def _attend(qkv: Tensor, scale: Tensor, table: Tensor, window: Sequence[int], ru
 
 
 @attention.register_fake
-def _(qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+def _(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     return qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
 
 
 @torch.library.custom_op(
     'swinv2_mm::cpu_window_attention_backward',
     mutates_args=(),
-    schema='(Tensor grad, Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] rows, SymInt[] cols) '
+    schema='(Tensor grad, Tensor qkv, Tensor scale, Tensor table, SymInt[] window, SymInt[] shift) '
     '-> (Tensor, Tensor, Tensor)',
 )
-def _backward(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+def _backward(grad, qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     """Return the gradients of qkv, scale and table."""
     qkv, table, grad = qkv.contiguous(), table.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
-    launch = _Launch(qkv, table, (_runs(rows), _runs(cols)))
+    launch = _Launch(qkv, table, _partition(qkv.shape, window, shift).runs)
     tasks = len(launch.plan.tasks)
     grad_scale = scale.new_zeros(tasks, dtype=torch.float64)
     grad_table = table.new_zeros(tasks, table.shape[1])
@@ -202,29 +171,27 @@ def _backward(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-u
 
 
 @_backward.register_fake
-def _(grad, qkv, scale, table, window, rows, cols):  # type: ignore[no-untyped-def]
+def _(grad, qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     return torch.empty_like(qkv), torch.empty_like(scale), torch.empty_like(table)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.window, ctx.rows, ctx.cols = inputs
+    *tensors, ctx.window, ctx.shift = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if not differentiates_plainly():
-        grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.rows, ctx.cols)
-        return *grads, None, None, None
-    # `create_graph=True`. The first window is complete, or as long as the shift.
-    (qkv, scale, laid_out), window = ctx.saved_tensors, tuple(ctx.window)
-    shift = ctx.rows[2] % window[0], ctx.cols[2] % window[1]
-    partition = WindowPartition(tuple(qkv.shape[1:3]), window, shift)
+        grads = _backward(grad, *ctx.saved_tensors, ctx.window, ctx.shift)
+        return *grads, None, None
+    qkv, scale, laid_out = ctx.saved_tensors
+    partition, sides = _partition(qkv.shape, ctx.window, ctx.shift), [2 * n - 1 for n in ctx.window]
     with torch.enable_grad():
-        table = laid_out[:, : -LANES[-1]].flip(1).unflatten(1, [2 * side - 1 for side in window])
+        table = laid_out[:, : -LANES[-1]].flip(1).unflatten(1, sides)
     of_qkv, of_scale, of_table = differentiable_gradients(grad, (qkv, scale, table), partition)
     if of_table is not None:
         of_table = lay_out_table(of_table)
-    return of_qkv, of_scale, of_table, None, None, None
+    return of_qkv, of_scale, of_table, None, None
 
 
 attention.register_autograd(_differentiate, setup_context=_save)
@@ -232,12 +199,12 @@ attention.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula(torch.ops.swinv2_mm.cpu_window_attention)
 def _flops(
-    qkv: Any, scale: Any, table: Any, window: Any, rows: Any, cols: Any, *args: Any, **kwargs: Any
+    qkv: Any, scale: Any, table: Any, window: Any, shift: Any, *args: Any, **kwargs: Any
 ) -> int:
     """Return the flops of two products of the tokens of every window, for torch's flop counter."""
     pairs = (
         row.count * col.count * (row.length * col.length) ** 2
-        for row, col in itertools.product(_runs(rows), _runs(cols))
+        for row, col in itertools.product(*_partition(qkv, window, shift).runs)
     )
     return 2 * 2 * qkv[0] * sum(pairs) * qkv[3] // 3
 
@@ -263,5 +230,6 @@ def llvm_window_attention(
     table, scale = derive('llvm', lay_out_table), scale.float()
     if direct:
         return _attend(qkv, scale, table, partition.window, partition.runs)
-    runs = (_numbers(part) for part in partition.runs)
-    return attention(qkv, scale, table, [*partition.window], *runs)
+    if isinstance(partition, Band):
+        raise ValueError('a band is for inference: call it under torch.no_grad()')
+    return attention(qkv, scale, table, [*partition.window], [*partition.shift])

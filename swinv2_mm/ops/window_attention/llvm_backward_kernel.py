@@ -14,12 +14,7 @@ from llvmlite.ir import Value
 from swinv2_mm.ops.llvm.emitter import DOUBLE
 from swinv2_mm.ops.llvm.runtime import compile_function
 from swinv2_mm.ops.window_attention.llvm_kernel import AttentionEmitter
-from swinv2_mm.ops.window_attention.llvm_windows import (
-    ARGUMENTS,
-    ROWS,
-    buffer_sizes,
-    padded_tokens,
-)
+from swinv2_mm.ops.window_attention.llvm_windows import ARGUMENTS, ROWS
 
 BACKWARD_ARGUMENTS = (
     *ARGUMENTS,
@@ -28,12 +23,6 @@ BACKWARD_ARGUMENTS = (
     '*grad_scale',  # (tasks,) in fp64
     '*grad_table',  # (tasks, pitch) of zeros
 )
-
-
-def scratch_size(tokens: int, lanes: int, head_dim: int) -> int:
-    """Return the size of a thread's scratch memory, in numbers; see `BackwardEmitter.begin`."""
-    plane, rows, pairs = buffer_sizes(tokens, lanes, head_dim)
-    return 4 * plane + 3 * rows + 2 * pairs + padded_tokens(tokens, lanes)
 
 
 class BackwardEmitter(AttentionEmitter):
@@ -60,10 +49,7 @@ class BackwardEmitter(AttentionEmitter):
     ) -> None:
         """Turn `scores` into weights, fill `score_grads` and `scaled_grads`, and add to the bias gradients.
 
-        Args:
-            inverses: Result of `softmax`.
-            out_grads: Addresses of the gradients of the outputs.
-            first: The first query.
+        `inverses` is the result of `softmax`, `out_grads` are addresses of gradients of outputs, `first` is a query.
         """
         builder, zero = self.builder, self.number(0.0)
         there = [

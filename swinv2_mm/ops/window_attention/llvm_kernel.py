@@ -17,15 +17,8 @@ from llvmlite.ir import Value
 
 from swinv2_mm.ops.llvm.emitter import FLOAT
 from swinv2_mm.ops.llvm.runtime import compile_function
-from swinv2_mm.ops.window_attention.llvm_windows import (
-    ARGUMENTS,
-    ROWS,
-    WindowEmitter,
-    scratch_size,
-)
+from swinv2_mm.ops.window_attention.llvm_windows import ARGUMENTS, ROWS, WindowEmitter
 from swinv2_mm.ops.window_attention.reference import MIN_NORM
-
-__all__ = ['AttentionEmitter', 'build', 'scratch_size']
 
 BLOCK = 32  # tokens per partial sum, to reduce rounding errors
 
@@ -60,12 +53,9 @@ class AttentionEmitter(WindowEmitter):
         target: Value,
         change: Callable[[Value, list[Value]], list[Value]] = lambda _, channels: channels,
     ) -> None:
-        """Write the channels of all tokens to `target`, `(D, plane_pitch)`.
+        """Write the channels of all tokens from `source`, a map like qkv, to `target`, `(D, plane_pitch)`.
 
-        Args:
-            source: First token of the window, in a map like qkv.
-            target: Address of the output.
-            change: Function of the position in rows of `target` and the value, which returns the value to write.
+        `change` turns the position in the rows of `target` and the channels into the values to write.
         """
         with self.loop(self.integer(0), self.tokens, self.lanes) as (place, _):
             ids = [
@@ -103,16 +93,10 @@ class AttentionEmitter(WindowEmitter):
         then: Callable[[int, Value, Value, Value], Value],
         start: Value,
     ) -> list[Value]:
-        """Compute the products of `ROWS` tokens with all tokens of the window.
+        """Compute the products of `ROWS` tokens with all tokens of the window, `planes` `(D, plane_pitch)`.
 
-        Args:
-            rows: Addresses of `ROWS` tokens.
-            planes: All tokens, `(D, plane_pitch)`.
-            then: Function of the row, the position in it, a vector of products and its previous result in this row.
-            start: Initial value of the previous result.
-
-        Returns:
-            The last result of `then` for each row.
+        `then` gets the row, the position in it, a vector of products and its previous result in this row, at first
+        `start`. The last results are returned, one per row.
         """
 
         def blocks(first: Value, stop: Value, vectors: int, given: Sequence[Value]) -> list[Value]:
@@ -175,12 +159,9 @@ class AttentionEmitter(WindowEmitter):
     def weigh(
         self, weights: Value, tokens: Value, then: Callable[[int, list[Value]], None]
     ) -> None:
-        """Compute the sums of the tokens of the window weighted by `(ROWS, P)`.
+        """Compute the sums of the tokens of a window weighted by `(ROWS, P)`; `tokens` is the first, in a map like qkv.
 
-        Args:
-            weights: Weights by query and token.
-            tokens: The first token, in a map like qkv.
-            then: Called with a row, in reverse order, and its D sums.
+        `then` is called with a row, in reverse order, and its D sums.
         """
         size = len(self.steps)
         for first in reversed(range(0, ROWS, self.together)):

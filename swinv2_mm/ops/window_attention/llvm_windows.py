@@ -33,30 +33,19 @@ ARGUMENTS = (
 TASK = 7
 
 
-def scratch_size(tokens: int, lanes: int, head_dim: int) -> int:
-    """Return the size of a thread's scratch memory in the forward pass, in numbers; see `WindowEmitter.begin`."""
-    return sum(buffer_sizes(tokens, lanes, head_dim)) + padded_tokens(tokens, lanes)
-
-
-def padded_tokens(tokens: int, lanes: int) -> int:
-    """Round up to whole vectors."""
-    return -(-tokens // lanes) * lanes
-
-
-def buffer_sizes(tokens: int, lanes: int, head_dim: int) -> tuple[int, int, int]:
-    """Return the sizes of buffers for all tokens by channel, `ROWS` rows of scores, and all pairs of tokens."""
-    padded = padded_tokens(tokens, lanes)
-    return head_dim * (padded + lanes), ROWS * padded, tokens * padded + lanes
+def scratch_size(tokens: int, lanes: int, head_dim: int, backward: bool) -> int:
+    """Return the size of a thread's scratch memory in a pass, in numbers; see `begin` of the emitters."""
+    padded = -(-tokens // lanes) * lanes
+    plane, rows, pairs = head_dim * (padded + lanes), ROWS * padded, tokens * padded + lanes
+    if backward:
+        return 4 * plane + 3 * rows + 2 * pairs + padded
+    return plane + rows + pairs + padded
 
 
 class WindowEmitter(Emitter):
-    """Emit code that reads a task and addresses the tokens of its windows.
+    """Emit code that reads a task and addresses the tokens of its windows; see `Emitter` for the arguments.
 
-    Args:
-        name: Name of the function.
-        lanes: Numbers per vector.
-        head_dim: Channels of a head, a multiple of `lanes`.
-        arguments: Arguments of the function.
+    `head_dim`, the channels of a head, is a multiple of `lanes`.
     """
 
     def __init__(self, name: str, lanes: int, head_dim: int, arguments: Sequence[str]) -> None:
@@ -140,9 +129,8 @@ class WindowEmitter(Emitter):
     def segments(self, visit: Callable[[Value, Value, Value, Value], None]) -> None:
         """Visit the vectors of biases of a query that are also consecutive in the table.
 
-        Args:
-            visit: Called with the query, the position in the row of its keys, the position in the table of the head,
-                and how many numbers of the vector are valid: at least one, possibly more than the vector has.
+        `visit` gets the query, the position in the row of its keys, the position in the table of the head, and how many
+        numbers of the vector are valid: at least one, possibly more than the vector has.
         """
         builder, one = self.builder, self.integer(1)
         pitch = builder.sub(self.muls(self.integer(2), self.arguments['width']), one)

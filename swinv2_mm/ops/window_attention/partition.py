@@ -10,16 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Pair = tuple[int, int]  # height and width
+
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive windows of one length along an axis.
-
-    Attributes:
-        start: First token of the first window.
-        count: Number of windows.
-        length: Tokens per window.
-    """
+    """`count` consecutive windows of `length` tokens along an axis, from token `start`."""
 
     start: int
     count: int
@@ -41,20 +37,14 @@ Runs = tuple[tuple[Run, ...], tuple[Run, ...]]
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of windows of one size, for some images of the batch.
-
-    Attributes:
-        rows: The windows along the height.
-        cols: The windows along the width.
-        images: The images of the batch; `None` for all.
-    """
+    """A rectangle of windows of one size, for some images of the batch (`None` for all)."""
 
     rows: Run
     cols: Run
     images: slice | None = None
 
     @property
-    def window(self) -> tuple[int, int]:
+    def window(self) -> Pair:
         """Height and width of the windows, in tokens."""
         return self.rows.length, self.cols.length
 
@@ -71,12 +61,7 @@ class Tile:
         place.copy_(windows.reshape(place.shape))
 
     def chunks(self, images: int, most: int) -> Iterator[Tile]:
-        """Split into tiles of at most `most` windows, at least one.
-
-        Args:
-            images: Images in the batch.
-            most: Maximum number of windows.
-        """
+        """Split the tile of a batch of `images` into tiles of at most `most` windows, at least one."""
         per_image = self.rows.count * self.cols.count
         batch = max(1, most // per_image)
         down = max(1, most // self.cols.count)
@@ -99,17 +84,13 @@ def _tiles(runs: Runs) -> tuple[Tile, ...]:
 class Band:
     """Complete rows of windows of a map, for some images of the batch.
 
-    Attributes:
-        images: The images of the batch.
-        rows: Slice of the rows of tokens.
-        runs: The windows along height and width, relative to the band `(images, rows, W)`.
-        window: Height and width of a complete window.
+    `rows` is a slice of the rows of tokens, and `runs` are the windows relative to the band `(images, rows, W)`.
     """
 
     images: slice
     rows: slice
     runs: Runs
-    window: tuple[int, int]
+    window: Pair
 
     def tiles(self) -> tuple[Tile, ...]:
         """See `WindowPartition.tiles`."""
@@ -130,14 +111,12 @@ class WindowPartition:
         shift: Rows and columns by which the map moves up and left.
     """
 
-    size: tuple[int, int]
-    window: tuple[int, int]
-    shift: tuple[int, int]
+    size: Pair
+    window: Pair
+    shift: Pair
 
     @classmethod
-    def fit(
-        cls, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
-    ) -> WindowPartition:
+    def fit(cls, size: Pair, window: Pair, shift: Pair) -> WindowPartition:
         """Fit windows to a map: along an axis where one window covers the map, it has its size and is not shifted."""
         fits = [length <= extent for length, extent in zip(size, window)]
         return cls(
@@ -147,17 +126,14 @@ class WindowPartition:
         )
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Pair:
         """Number of windows along height and width."""
         return -(-self.size[0] // self.window[0]), -(-self.size[1] // self.window[1])
 
     @property
-    def padding(self) -> tuple[int, int]:
+    def padding(self) -> Pair:
         """Rows added at the bottom and columns added at the right."""
-        return (
-            self.grid[0] * self.window[0] - self.size[0],
-            self.grid[1] * self.window[1] - self.size[1],
-        )
+        return -self.size[0] % self.window[0], -self.size[1] % self.window[1]
 
     def tiles(self) -> tuple[Tile, ...]:
         """Equivalent partition without shift, padding or labels.
@@ -173,12 +149,7 @@ class WindowPartition:
         return self._runs(0), self._runs(1)
 
     def bands(self, images: int, tokens: int) -> Iterator[Band]:
-        """Split the map, or a batch of small maps, into bands of about `tokens` tokens.
-
-        Args:
-            images: Images in the batch.
-            tokens: Tokens per band; a band has at least one row of windows and at most all images.
-        """
+        """Split a batch of `images` maps into bands of about `tokens` tokens, at least one row of windows."""
         cols, width = self._runs(1), self.size[1]
         together = max(1, tokens // (self.size[0] * width))
         lengths = [run.length for run in self._runs(0) for _ in range(run.count)]

@@ -30,17 +30,11 @@ LOG2_E = 1.4426950408889634
 
 
 @functools.cache
-def _kernels() -> Any:
-    from swinv2_mm.ops.window_attention import triton_kernels
+def _kernels() -> tuple[Any, Any]:
+    """Import the kernels of windows of any size, and of windows that fit into one block."""
+    from swinv2_mm.ops.window_attention import triton_kernels, triton_tile_kernels
 
-    return triton_kernels
-
-
-@functools.cache
-def _tile_kernels() -> Any:
-    from swinv2_mm.ops.window_attention import triton_tile_kernels
-
-    return triton_tile_kernels
+    return triton_kernels, triton_tile_kernels
 
 
 @functools.cache
@@ -49,12 +43,6 @@ def _processors(device: torch.device) -> int:
     if device.type != 'cuda':
         return 2  # that of the interpreter
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _interpreted() -> bool:
-    from swinv2_mm.ops.window_attention.triton_parts import is_interpreted
-
-    return is_interpreted()
 
 
 def _block(tokens: int, dtype: torch.dtype) -> int:
@@ -70,7 +58,9 @@ def kernel_dtype(dtype: torch.dtype) -> Any:
     """Return the Triton dtype of the operands of products."""
     import triton.language as tl
 
-    if dtype == torch.bfloat16 and _interpreted():
+    from swinv2_mm.ops.window_attention.triton_parts import INTERPRETED
+
+    if dtype == torch.bfloat16 and INTERPRETED:
         return tl.float32  # the interpreter multiplies bf16 as integers
     return {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}[
         dtype
@@ -123,7 +113,6 @@ class _Launch:
             DTYPE=kernel_dtype(qkv.dtype),
             # In half precision only gradients of logits are multiplied in fp32; for these tf32 will do.
             PRECISION='ieee' if exact and not tf32 else 'tf32',
-            GATHER=not _interpreted(),
         )
         # Scaled losses take the gradients of logits out of the range of fp16.
         self.wide = kernel_dtype(torch.bfloat16 if qkv.dtype == torch.bfloat16 else torch.float32)
@@ -133,12 +122,7 @@ class _Launch:
         return like.new_empty(self.windows, self.heads, self.tokens, dtype=torch.float32)
 
     def parts(self, device: torch.device, per_processor: int, programs: int) -> tuple[int, int]:
-        """Split the windows so that the device has enough programs.
-
-        Args:
-            device: The device.
-            per_processor: Programs per multiprocessor.
-            programs: Programs per part.
+        """Split the windows so that the device has enough programs, with `programs` programs per part.
 
         Returns:
             The number of parts, and the windows per part; the last part may have fewer.
@@ -161,16 +145,17 @@ def _attend(qkv, scale, table, window, shift):  # type: ignore[no-untyped-def]
     lse = launch.rows(qkv)
     if not launch.programs:
         return out, lse
+    kernels, tile_kernels = _kernels()
     tensors = qkv, _base_2(scale), _base_2(table), out, lse
     options = {**launch.options, **launch.products}
     with torch.cuda.device_of(qkv):
         if launch.blocks == 1:
             parts, each = launch.parts(qkv.device, FORWARD_PROGRAMS, launch.heads)
-            _tile_kernels().tile_attention_kernel[(parts * launch.heads,)](
+            tile_kernels.tile_attention_kernel[(parts * launch.heads,)](
                 *tensors, launch.windows, each, *launch.sizes, **options
             )
         else:
-            _kernels().attention_kernel[(launch.programs,)](
+            kernels.attention_kernel[(launch.programs,)](
                 *tensors, *launch.sizes, **options, STEP=launch.step
             )
     return out, lse
@@ -225,7 +210,7 @@ def _tile_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
     parts, each = launch.parts(qkv.device, GRAD_PROGRAMS, heads)
     grad_scale = lse.new_empty(parts, heads)
     grad_bias = lse.new_empty(parts, heads, tokens, tokens)
-    _tile_kernels().tile_grad_kernel[(parts * heads,)](
+    _kernels()[1].tile_grad_kernel[(parts * heads,)](
         *(qkv, scale, table, lse, grad, grad_qkv, grad_scale, grad_bias),
         *(launch.windows, each, *launch.sizes),
         **launch.options,
@@ -242,8 +227,9 @@ def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
     grad_scale = lse.new_empty(launch.windows, heads, launch.blocks)
     tensors = qkv, scale, table, lse, delta, grad
     options = {**launch.options, **launch.products, 'STEP': launch.step}
-    _kernels().delta_kernel[(launch.programs,)](out, grad, delta, *launch.sizes, **launch.options)
-    _kernels().qkv_grad_kernel[(launch.programs,)](
+    kernels, _ = _kernels()
+    kernels.delta_kernel[(launch.programs,)](out, grad, delta, *launch.sizes, **launch.options)
+    kernels.qkv_grad_kernel[(launch.programs,)](
         *tensors, grad_qkv, grad_scale, *launch.sizes, **options, WIDE=launch.wide
     )
     grad_scale = grad_scale.sum((0, 2))
@@ -252,7 +238,7 @@ def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
     pairs = heads * launch.blocks * launch.steps
     parts, each = launch.parts(qkv.device, SUM_PROGRAMS, pairs)
     grad_bias = lse.new_empty(parts, heads, tokens, tokens)
-    _kernels().bias_grad_kernel[(parts * pairs,)](
+    kernels.bias_grad_kernel[(parts * pairs,)](
         *tensors, grad_bias, launch.windows, each, *launch.sizes, **options
     )
     return grad_scale, grad_bias
@@ -260,11 +246,7 @@ def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table)
 
 @_backward.register_fake
 def _(grad, qkv, scale, table, out, lse, window, shift, with_table):  # type: ignore[no-untyped-def]
-    return (
-        qkv.new_empty(qkv.shape),
-        scale.new_empty(scale.shape),
-        table.new_empty(table.shape),
-    )
+    return qkv.new_empty(qkv.shape), scale.new_empty(scale.shape), table.new_empty(table.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -289,11 +271,7 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def triton_window_attention(
-    qkv: Tensor,
-    scale: Tensor,
-    bias_table: Tensor,
-    partition: WindowPartition,
-    direct: bool = False,
+    qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition, direct: bool = False
 ) -> Tensor:
     """Compute `window_attention`. Logits and softmax are in fp32; second derivatives are those of the reference.
 

@@ -48,7 +48,6 @@ def attention_kernel(
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GATHER: tl.constexpr,
 ):
     """Compute the output and the log-sum-exp of the logits. One program per block of queries, head and window.
 
@@ -84,7 +83,7 @@ def attention_kernel(
             qkv + 2 * channels + head * D, k_index, k_label, 3 * channels, D, BLOCK_D, DTYPE
         )
         logits = products_of(q, q_factor, k, inverse_norms(k), PRECISION)
-        logits += biases_of(middle, q_offset[:, None], k_offset[None, :], GATHER)
+        logits += biases_of(middle, q_offset[:, None], k_offset[None, :])
         logits = rule_out(logits, q_label, k_label, MASKED)
         # The sum of a fully masked block is later multiplied by exp(APART - logit) = 0.
         higher = tl.maximum(highest, tl.max(logits, 1))
@@ -161,7 +160,6 @@ def qkv_grad_kernel(
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GATHER: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Compute the gradient of qkv, and per program that of the scale, `(B * nW, nH, blocks)`.
@@ -205,7 +203,7 @@ def qkv_grad_kernel(
         do = load_rows(grad + head * D, index, label, channels, D, BLOCK_D, DTYPE)
         q_factor = inverse_norms(q) * head_scale
         logits = products_of(my_k, my_k_inverse, q, q_factor, PRECISION)
-        logits += biases_of(middle, offset[None, :], my_offset[:, None], GATHER)
+        logits += biases_of(middle, offset[None, :], my_offset[:, None])
         logits = rule_out(logits, my_label, label, MASKED)
         weights = tl.exp2(logits - tl.load(lse + token, mask=token < tokens, other=0.0)[None, :])
         grad_v = tl.dot(weights.to(DTYPE), do, acc=grad_v, input_precision=PRECISION)
@@ -243,7 +241,7 @@ def qkv_grad_kernel(
         k_inverse = inverse_norms(k)
         cosines = products_of(my_q, my_q_inverse, k, k_inverse, PRECISION)
         logits = cosines * head_scale
-        logits += biases_of(middle, my_offset[:, None], offset[None, :], GATHER)
+        logits += biases_of(middle, my_offset[:, None], offset[None, :])
         logits = rule_out(logits, my_label, label, MASKED)
         weights = tl.exp2(logits - my_lse[:, None])
         grad_weights = tl.dot(my_do, tl.trans(v), input_precision=PRECISION)
@@ -291,7 +289,6 @@ def bias_grad_kernel(
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GATHER: tl.constexpr,
 ):
     """Compute the bias gradients of all pairs of tokens, `(parts, nH, N, N)`, summed over the windows of each part.
 
@@ -332,7 +329,7 @@ def bias_grad_kernel(
         do = load_rows(grad + head * D, q_index, q_label, channels, D, BLOCK_D, DTYPE)
         row = (window.to(tl.int64) * heads + head) * tokens + q_token
         logits = products_of(q, inverse_norms(q) * head_scale, k, inverse_norms(k), PRECISION)
-        logits += biases_of(middle, q_offset[:, None], k_offset[None, :], GATHER)
+        logits += biases_of(middle, q_offset[:, None], k_offset[None, :])
         logits = rule_out(logits, q_label, k_label, MASKED)
         weights = tl.exp2(logits - tl.load(lse + row, mask=q_token < tokens, other=0.0)[:, None])
         grad_weights = tl.dot(do, tl.trans(v), input_precision=PRECISION)

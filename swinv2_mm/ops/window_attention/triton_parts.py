@@ -68,6 +68,10 @@ def tokens_of(first, window, height, width, win_h, win_w, shift_h, shift_w, BLOC
     return index, label, row * (2 * win_w - 1) + col
 
 
+# Whether Triton runs kernels in Python, as with TRITON_INTERPRET=1 set before its import.
+INTERPRETED = tl.constexpr(isinstance(cells, InterpretedFunction))
+
+
 @triton.jit
 def middle_of(table, head, win_h, win_w):
     """Return a pointer to the bias of offset zero."""
@@ -132,22 +136,17 @@ def rule_out(logits, a_label, b_label, MASKED: tl.constexpr):
 
 
 @triton.jit
-def biases_of(middle, q_offset, k_offset, GATHER: tl.constexpr):
+def biases_of(middle, q_offset, k_offset):
     """Return the biases of pairs of a query and a key, whose offsets can be broadcast against each other.
 
-    GATHER uses inline assembly: `tl.load` would change the layout of the scores to one where sums over keys take many
-    times as long. The interpreter supports `tl.load` only.
+    Inline assembly, since `tl.load` would change the layout of the scores to one where sums over keys take many times
+    as long. The interpreter supports `tl.load` only.
     """
     pointers = middle + (q_offset - k_offset)
-    if GATHER:
+    if INTERPRETED:
+        biases = tl.load(pointers)
+    else:
         biases = tl.inline_asm_elementwise(
             'ld.global.nc.f32 $0, [$1];', '=f,l', [pointers.to(tl.int64)], tl.float32, True, 1
         )
-    else:
-        biases = tl.load(pointers)
     return biases
-
-
-def is_interpreted() -> bool:
-    """Return whether Triton runs kernels in Python, as with TRITON_INTERPRET=1 set before its import."""
-    return isinstance(cells, InterpretedFunction)

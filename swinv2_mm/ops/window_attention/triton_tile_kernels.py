@@ -50,7 +50,6 @@ def tile_attention_kernel(
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GATHER: tl.constexpr,
 ):
     """Compute the same as `attention_kernel`. One program per head and part of the windows."""
     if WIN_H > 0:
@@ -63,7 +62,7 @@ def tile_attention_kernel(
     row, col, exists = cells(0, win_h, win_w, BLOCK)
     offset = row * (2 * win_w - 1) + col
     middle = middle_of(table, head, win_h, win_w)
-    bias = biases_of(middle, offset[:, None], offset[None, :], GATHER)
+    bias = biases_of(middle, offset[:, None], offset[None, :])
     head_scale = tl.load(scale + head)
     token = tl.arange(0, BLOCK)
     q_pointer = qkv + head * D
@@ -113,7 +112,6 @@ def tile_grad_kernel(
     MASKED: tl.constexpr,
     DTYPE: tl.constexpr,
     PRECISION: tl.constexpr,
-    GATHER: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Compute the gradient of qkv, and the sums per part for scale `(parts, nH)` and bias `(parts, nH, N, N)`.
@@ -130,7 +128,7 @@ def tile_grad_kernel(
     row, col, exists = cells(0, win_h, win_w, BLOCK)
     offset = row * (2 * win_w - 1) + col
     middle = middle_of(table, head, win_h, win_w)
-    bias = biases_of(middle, offset[:, None], offset[None, :], GATHER)
+    bias = biases_of(middle, offset[:, None], offset[None, :])
     head_scale = tl.load(scale + head)
     token = tl.arange(0, BLOCK)
     q_pointer = qkv + head * D

@@ -14,7 +14,7 @@ from swinv2_mm.ops.execution import Execution, plan_block
 @pytest.fixture(params=['fused', 'auto'])
 def block(randomize, request):
     return randomize(
-        SwinBlock(16, 2, (4, 5), shifted=True, extra_norm=True, attn_backend=request.param)
+        SwinBlock(16, 2, (4, 5), shifted=True, extra_norm=True, backend=request.param)
     ).eval()
 
 

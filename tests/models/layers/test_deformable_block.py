@@ -110,9 +110,7 @@ def test_any_size(backbone, size):
 
 def test_gradients_are_those_of_finite_differences(randomize):
     """Includes gradients of offsets; off the grid, since bilinear sampling is not differentiable at tokens."""
-    block = randomize(
-        DeformableSwinBlock(4, 2, (3, 3), shifted=True, attn_backend='reference')
-    ).double()
+    block = randomize(DeformableSwinBlock(4, 2, (3, 3), shifted=True, backend='reference')).double()
     nn.init.normal_(block.offset_network[2].weight, std=0.5)
     x = torch.randn(1, 5, 4, 4, dtype=torch.float64, requires_grad=True)
     names = ['offset_network.0.weight', 'offset_network.0.bias', 'offset_network.2.weight']

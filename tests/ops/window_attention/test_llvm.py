@@ -179,10 +179,9 @@ def test_in_a_forked_process():
 def test_as_an_operator_of_torch():
     (qkv, scale, table), _, partition = case((9, 12), (4, 4), True, images=1, dim=16)
     tensors = [tensor.requires_grad_() for tensor in (qkv, scale, backend.lay_out_table(table))]
-    runs = [backend._numbers(part) for part in partition.runs]
     torch.library.opcheck(
         backend.attention,
-        (*(tensor.detach().requires_grad_() for tensor in tensors), [4, 4], *runs),
+        (*(tensor.detach().requires_grad_() for tensor in tensors), [4, 4], [*partition.shift]),
     )
 
 

@@ -299,11 +299,8 @@ def test_kernels_compile_where_there_is_no_gpu(
         window = TILE_WINDOW[dtype] if is_tile else large_window
         launch = backend._Launch(qkv, 2, list(window), [3, 3], backward='grad' in name)
         assert (launch.blocks == 1) == is_tile
-        given = {
-            **launch.options, **launch.products,
-            'WIDE': launch.wide, 'STEP': launch.step, 'GATHER': True,
-        }  # fmt: skip
-        kernel = getattr(backend._tile_kernels() if is_tile else backend._kernels(), name)
+        given = {**launch.options, **launch.products, 'WIDE': launch.wide, 'STEP': launch.step}
+        kernel = getattr(backend._kernels()[is_tile], name)
         signature = dict.fromkeys(kernel.arg_names, 'i32')
         constants = {key: given[key] for key in kernel.arg_names if key in given}
         signature |= dict.fromkeys(constants, 'constexpr')
