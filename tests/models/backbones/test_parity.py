@@ -116,7 +116,7 @@ def test_extra_norm_equals_the_naive_reference(randomize):
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_equals_the_naive_reference_at_any_size_window_and_arch(data, randomize):
+def test_equals_the_naive_reference_at_any_size_window_arch_backend_dtype_and_hook(data, randomize):
     stages = data.draw(st.integers(1, 3), label='stages')
     depths = data.draw(
         st.lists(st.integers(1, 3), min_size=stages, max_size=stages), label='depths'
@@ -139,8 +139,13 @@ def test_equals_the_naive_reference_at_any_size_window_and_arch(data, randomize)
         norm_cfg=None,
         qkv_bias=data.draw(st.booleans(), label='qkv_bias'),
         patch_norm=data.draw(st.booleans(), label='patch_norm'),
+        attn_backend=data.draw(st.sampled_from(['auto', 'reference', 'fused']), label='backend'),
     )
     randomize(model, seed=data.draw(st.integers(0, 99), label='seed')).eval()
+    parts = [name for name, part in model.named_modules() if not list(part.children())]
+    observed, seen = data.draw(st.none() | st.sampled_from(parts), label='hook on'), []
+    if observed:
+        model.get_submodule(observed).register_forward_hook(lambda *call: seen.append(call[2]))
     expected = naive_features(model.state_dict(), depths, heads, windows, pretrained, image)
     with torch.no_grad():
         maps = model(image)
@@ -148,7 +153,9 @@ def test_equals_the_naive_reference_at_any_size_window_and_arch(data, randomize)
         stride = 4 * 2**stage
         assert mine.shape[2:] == tuple(-(-side // stride) for side in image.shape[2:])
         assert relative_error(mine.double(), theirs) < 1e-4
-    # double precision
     with torch.no_grad():
         for mine, theirs in zip(model.double()(image.double()), expected):
             assert relative_error(mine, theirs) < 1e-10
+        for mine, theirs in zip(model.bfloat16()(image.bfloat16()), expected):
+            assert relative_error(mine.double(), theirs) < 0.2
+    assert not observed or 'drop' in observed or len(seen) >= 3
