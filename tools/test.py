@@ -32,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in the checkpoint if it needs that: only for files from sources that you trust',
+        help='accept the checkpoint as it is, with code to run or NaN weights: only for files that you trust',
     )
     parser.add_argument(
         '--device',

@@ -41,7 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in checkpoints that need it: only for files from sources that you trust',
+        help='accept checkpoints as they are, with code to run or NaN weights: only for files that you trust',
     )
     parser.add_argument(
         '--device',

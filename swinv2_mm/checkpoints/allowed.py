@@ -1,11 +1,8 @@
-"""What a checkpoint may hold beside tensors: the functions and classes that its pickle may name.
+"""The functions and classes that the pickle of a checkpoint may name.
 
-torch calls what is on this list with arguments from the file, so each entry only makes or fills a container. Where the
-real one does more, a stand-in takes its name while a file is read.
-
-numpy trusts a pickle: `ndarray` takes bytes of the file for the addresses of Python objects if its arguments say so,
-and a dtype takes any fields, sizes and flags, which is enough to crash the process or to run code. Its stand-ins read
-numbers and texts only.
+torch calls them with arguments from the file, so each entry only makes or fills a container. Where the real one does
+more, a stand-in takes its name while a file is read. Those of numpy read numbers and texts only: the real ones accept
+object addresses, fields and flags from the file, which is enough to crash the process or to run code.
 """
 
 from __future__ import annotations
@@ -28,14 +25,14 @@ _KIND = re.compile(r'b1|[iu][1248]|f[248]|c8|c16|[SU]\d{1,6}')
 _CONTAINERS = (
     *(bool, int, float, str, list, tuple, dict, frozenset, slice),
     *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
-    *(argparse.Namespace, types.SimpleNamespace, ConfigDict, HistoryBuffer, TorchVersion),
+    *(argparse.Namespace, types.SimpleNamespace, ConfigDict, TorchVersion),
 )
 
 
-def _getattr(owner: Any, name: str) -> Any:
+def _getattr(owner: Any, name: str) -> str:
     """Stands for `getattr`, by which `HistoryBuffer` refers to its own methods. The real one leads to `exec`."""
-    if owner is HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
-        return vars(HistoryBuffer)[name]
+    if owner is _HistoryBuffer and name in ('min', 'max', 'mean', 'current'):
+        return name
     raise UnpicklingError(f'GLOBAL getattr asks for {name!r} of {owner!r}')
 
 
@@ -52,6 +49,22 @@ def _range(*given: Any) -> range:
     if len(found) > 10**6:
         raise UnpicklingError(f'Unsupported range of {len(found)} numbers')
     return found
+
+
+class _HistoryBuffer(HistoryBuffer):
+    """Stands for `HistoryBuffer` while it is filled; the real one takes methods from the file."""
+
+    def __init__(self, *_: Any) -> None:
+        raise UnpicklingError('Unsupported call of HistoryBuffer')
+
+    def __setstate__(self, state: Any) -> None:
+        values, counts = (state[f'_{kind}_history'] for kind in ('log', 'count'))
+        if not all(
+            isinstance(array, _Array) and array.dtype.kind in 'iuf' for array in (values, counts)
+        ):
+            raise UnpicklingError('Unsupported state of HistoryBuffer')
+        super().__init__(values, counts, int(state['max_length']))
+        object.__setattr__(self, '__class__', HistoryBuffer)
 
 
 class _Config(Config):
@@ -97,6 +110,8 @@ class _Array(np.ndarray):
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, raw = state
+        if isinstance(raw, str):  # from Python 2
+            raw = raw.encode('latin1')
         sound = isinstance(dtype, _Dtype) and isinstance(raw, bytes) and isinstance(shape, tuple)
         # A second time would free numbers that a tensor may have been made of.
         if self._is_read or not sound or any(type(size) is not int or size < 0 for size in shape):
@@ -115,6 +130,27 @@ def _scalar(dtype: Any, raw: Any) -> Any:
     return np.frombuffer(raw, dtype.dtype)[0]
 
 
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    """Stands for the function of numpy 2 that makes an array of pickle protocol 5."""
+    if not isinstance(dtype, _Dtype) or not isinstance(raw, (bytes, bytearray)):
+        raise UnpicklingError('Unsupported array of numpy')
+    return np.frombuffer(bytes(raw), dtype.dtype).reshape(shape, order=order)
+
+
+def numpy_globals() -> dict[str, Any]:
+    """Return what the pickle of a numpy array may name, by full name."""
+    named: dict[str, Any] = {
+        'numpy.dtype': _Dtype,
+        'numpy.ndarray': _Array,
+        'numpy._core.numeric._frombuffer': lambda *given: _from_buffer(*given),
+    }
+    for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and since numpy 2
+        # Called as by numpy itself.
+        named[f'{core}._reconstruct'] = lambda *_: np.ndarray.__new__(_Array, (0,), 'b')
+        named[f'{core}.scalar'] = lambda dtype, raw: _scalar(dtype, raw)
+    return named
+
+
 def allowed_globals() -> list[Any]:
     """Return the functions and classes that a checkpoint may name, for `torch.serialization.add_safe_globals`."""
     named: dict[str, Any] = {
@@ -122,15 +158,11 @@ def allowed_globals() -> list[Any]:
         'builtins.bytes': _bytes,
         'builtins.range': _range,
         'mmengine.config.config.Config': _Config,
+        'mmengine.logging.history_buffer.HistoryBuffer': _HistoryBuffer,
         'collections.defaultdict': lambda *_: {},  # torch fills items into plain dicts only
         'yacs.config.CfgNode': _CfgNode,
-        'numpy.dtype': _Dtype,
-        'numpy.ndarray': _Array,
+        **numpy_globals(),
     }
-    for core in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # before and since numpy 2
-        # Called as by numpy itself.
-        named[f'{core}._reconstruct'] = lambda *_: np.ndarray.__new__(_Array, (0,), 'b')
-        named[f'{core}.scalar'] = lambda dtype, raw: _scalar(dtype, raw)
     for module in ('pathlib', 'pathlib._local'):  # Python 3.13
         named[f'{module}.PosixPath'] = lambda *parts: pathlib.PurePosixPath(*parts)
         named[f'{module}.WindowsPath'] = lambda *parts: pathlib.PureWindowsPath(*parts)

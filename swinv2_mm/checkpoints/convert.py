@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,9 @@ from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import LAYOUTS, SIMMIM, WINDOWS_KEY, layout_by_name
 from swinv2_mm.checkpoints.load import read_backbone, translate_file
 from swinv2_mm.checkpoints.report import LoadReport
-from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
-from swinv2_mm.checkpoints.sources import fetch_checkpoint
+from swinv2_mm.checkpoints.sources import fetch_checkpoint, file_hash
 from swinv2_mm.checkpoints.table import Layout, translate
+from swinv2_mm.checkpoints.tensors import require_finite
 from swinv2_mm.checkpoints.windows import SourceWindows, stored_windows
 
 # The official layout holds the same as SimMIM's.
@@ -52,6 +51,7 @@ def convert_state(
             f'{report.source} cannot be converted: {"; ".join(report.problems)}\n{report.table()}'
         )
     state = {key: recipe.make(ours) for key, recipe in recipes.items()}
+    require_finite(state, report.source)
     report.loaded = list(state)
     if to == 'native' and windows is not None:
         state[WINDOWS_KEY] = stored_windows(windows.windows)
@@ -101,8 +101,9 @@ def publish_checkpoint(source: str | Path, target: str | Path) -> Path:
         CheckpointError: If it is not a checkpoint.
     """
     target = _check_target(target, source)
-    content = read_checkpoint_file(fetch_checkpoint(source).path, 'cpu', mmap=True)
+    content = fetch_checkpoint(source).read(mmap=True)
     weights = unwrap(content, str(source))
+    require_finite(weights, str(source))
     meta = content.get('meta')
     # For inference: the names of classes and their colours.
     classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
@@ -129,8 +130,7 @@ def _write_file(
         else:
             torch.save(state if container is None else {container: state, 'meta': meta}, part)
         if hashed:  # torch.hub compares the first eight digits with the name
-            digest = hashlib.sha256(part.read_bytes()).hexdigest()
-            target = target.with_name(f'{target.stem}-{digest[:8]}{target.suffix}')
+            target = target.with_name(f'{target.stem}-{file_hash(part)[:8]}{target.suffix}')
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -12,8 +12,8 @@ from torch import Tensor
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import LAYOUTS, OTHER_MODELS, layout_by_name
 from swinv2_mm.checkpoints.table import Layout
+from swinv2_mm.checkpoints.tensors import CONTAINERS
 
-_CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'state_dict_ema', 'model_ema')
 _ROOT = 'patch_embed.proj'  # in every backbone: its key tells the prefix
 
 
@@ -37,7 +37,7 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f'{where} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()'
         )
-    for key in _CONTAINERS:
+    for key in CONTAINERS:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(x, Tensor) for x in inner.values()):
             content = inner

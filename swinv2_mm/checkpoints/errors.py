@@ -1,6 +1,12 @@
-"""Exceptions whose message is all that a user needs."""
+"""Exceptions whose message is all that a user needs, and whether checkpoints are trusted."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+
+trusting: ContextVar[bool] = ContextVar('trusting', default=False)
 
 
 class CheckpointError(ValueError):
@@ -13,3 +19,13 @@ class UntrustedCheckpointError(CheckpointError):
 
 class CheckpointUnavailableError(CheckpointError, FileNotFoundError):
     """A checkpoint does not exist on this machine and cannot be downloaded."""
+
+
+@contextlib.contextmanager
+def trust_checkpoints(trust: bool = True) -> Iterator[None]:
+    """Allow checkpoints to run code inside this context, as `--trust-checkpoint` does; nothing if `trust` is False."""
+    token = trusting.set(trust or trusting.get())
+    try:
+        yield
+    finally:
+        trusting.reset(token)

@@ -18,7 +18,6 @@ from swinv2_mm.checkpoints.detect import Found, find_backbone, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, HEADS, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
-from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
 from swinv2_mm.checkpoints.sources import fetch_checkpoint
 from swinv2_mm.checkpoints.table import Recipe, translate
 from swinv2_mm.checkpoints.windows import (
@@ -137,7 +136,7 @@ def read_backbone(
 ) -> tuple[Found, SourceWindows | None]:
     """Return the weights at an address, and the windows they were trained at; `None` if unknown."""
     local = fetch_checkpoint(where)
-    content = read_checkpoint_file(local.path, 'cpu', mmap=True)
+    content = local.read(mmap=True)
     found = find_backbone(unwrap(content, where), where, prefix, layout)
     if found.layout.family == 'cr':
         return found, None  # its position bias is a function of tokens

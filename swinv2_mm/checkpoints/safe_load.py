@@ -1,44 +1,37 @@
-"""Read checkpoint files without running code from them.
-
-A `.pth` file is a pickle, and a pickle can call any function. torch's `weights_only=True` allows a short list of
-harmless ones, to which `allowed` adds what training checkpoints hold beside tensors.
-"""
+"""Read checkpoint files without running code from them: torch's `weights_only=True`, and the types of `allowed`."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import logging
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
+from torch.torch_version import TorchVersion
 
 from swinv2_mm.checkpoints.allowed import allowed_globals
 from swinv2_mm.checkpoints.errors import (
     CheckpointError,
     CheckpointUnavailableError,
     UntrustedCheckpointError,
+    trusting,
 )
+from swinv2_mm.checkpoints.tensors import require_stored
 
-_trusting: ContextVar[bool] = ContextVar('trusting', default=False)
 _list_of_torch = threading.RLock()
 _SAFETENSORS = '.safetensors'
-_AGAIN = 'remove it, and copy or download it again'  # a file in the cache is not fetched twice
-
-
-@contextlib.contextmanager
-def trust_checkpoints(trust: bool = True) -> Iterator[None]:
-    """Allow checkpoints to run code inside this context, as `--trust-checkpoint` does; nothing if `trust` is False."""
-    token = _trusting.set(trust or _trusting.get())
-    try:
-        yield
-    finally:
-        _trusting.reset(token)
+_AGAIN = 'remove it, and copy or download it again'
+_HOLES = {'2.6': 'CVE-2025-32434', '2.10': 'CVE-2026-24747'}
+"""Ways around `weights_only=True`, by the version of torch that closed them."""
 
 
 def read_checkpoint_file(path: str | Path, map_location: Any = 'cpu', mmap: bool = False) -> Any:
@@ -62,23 +55,66 @@ def read_checkpoint_file(path: str | Path, map_location: Any = 'cpu', mmap: bool
         raise CheckpointUnavailableError(f'the checkpoint {path} does not exist')
     if path.suffix == _SAFETENSORS:
         return _read_safetensors(path, map_location)
-    trust = _trusting.get()
-    is_zip = zipfile.is_zipfile(path)  # one that is cut off is none
-    mmap = mmap and str(map_location) == 'cpu' and is_zip  # torch maps no others
+    trust = trusting.get()
+    entries = _zip_entries(path)
+    if any(entry.filename.endswith('/constants.pkl') for entry in entries):
+        raise CheckpointError(
+            f'{path} is a TorchScript program, not a checkpoint: save its state_dict()'
+        )
+    if not trust:
+        _warn_of_holes(torch.__version__)
+        if _is_tar(path):  # torch before 2.6 runs code from these
+            raise _untrusted(path, 'a tar file of torch before 0.4')
+    # torch maps only zip files, and does not see that their content is compressed.
+    mmap = mmap and str(map_location) == 'cpu' and bool(entries)
+    mmap = mmap and all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
     try:
         with _allowed_globals():
-            return torch.load(path, map_location, weights_only=not trust, mmap=mmap)
+            content = torch.load(path, map_location, weights_only=not trust, mmap=mmap)
     except Exception as error:  # torch raises many kinds for damaged files
-        is_pickle = is_zip or _beginning(path)[:1] == b'\x80'  # begins with its protocol
+        is_pickle = entries or _beginning(path)[:1] == b'\x80'  # begins with its protocol
         if isinstance(error, UnpicklingError) and not trust and is_pickle:
             # torch makes a long message of the one that names what is not allowed.
             reason = ' '.join(str(error.__context__ or error).split()).split('. Please')[0][:200]
-            raise UntrustedCheckpointError(
-                f'{path} holds more than weights and was not loaded, since loading it runs code from the file '
-                f'({reason}). If you know and trust who made it: --trust-checkpoint, or in Python '
-                '`with swinv2_mm.checkpoints.trust_checkpoints():`.'
-            ) from error
+            raise _untrusted(path, reason) from error
         raise CheckpointError(_damaged(path, error)) from error
+    if str(map_location) != 'meta':
+        require_stored(content, str(path))
+    return content
+
+
+@functools.cache
+def _warn_of_holes(version: str) -> None:
+    """Warn once if torch has known ways to run code from a file that is read with `weights_only=True`."""
+    known = [name for closed, name in _HOLES.items() if TorchVersion(version) < closed]
+    if known:
+        print_log(
+            f'torch {version} can run code from a .pth file even with weights_only=True ({", ".join(known)}): '
+            f'update to torch {list(_HOLES)[-1]}, or load .safetensors files only.',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _zip_entries(path: Path) -> list[zipfile.ZipInfo]:
+    """Return the table of contents of a zip file; empty for other files and for one that is cut off."""
+    with contextlib.suppress(Exception), zipfile.ZipFile(path) as archive:
+        return archive.infolist()
+    return []
+
+
+def _is_tar(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return tarfile.is_tarfile(path)
+    return False
+
+
+def _untrusted(path: Path, reason: str) -> UntrustedCheckpointError:
+    return UntrustedCheckpointError(
+        f'{path} holds more than weights and was not loaded, since loading it runs code from the file '
+        f'({reason}). If you know and trust who made it: --trust-checkpoint, or in Python '
+        '`with swinv2_mm.checkpoints.trust_checkpoints():`.'
+    )
 
 
 def _read_safetensors(path: Path, map_location: Any) -> dict[str, Any]:
@@ -112,6 +148,8 @@ def _damaged(path: Path, error: Exception) -> str:
     if is_cut_off(path):
         return f'{path} is cut off after {size} bytes: {_AGAIN}'
     reason = ' '.join(str(error).split()) or type(error).__name__
+    if 'resize storage' in reason:
+        reason = 'a tensor claims more elements than the file holds'
     return f'{path} ({size} bytes, {start[:16]!r}) is damaged or not a checkpoint: {reason[:200]}'
 
 

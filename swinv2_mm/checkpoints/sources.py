@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -24,10 +25,17 @@ import torch
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio import get_file_backend
 
-from swinv2_mm.checkpoints.errors import CheckpointError, CheckpointUnavailableError
-from swinv2_mm.checkpoints.safe_load import is_cut_off
+from swinv2_mm.checkpoints.errors import (
+    CheckpointError,
+    CheckpointUnavailableError,
+    UntrustedCheckpointError,
+    trusting,
+)
+from swinv2_mm.checkpoints.safe_load import is_cut_off, read_checkpoint_file
 
 _HF_FILES = ('model.safetensors', 'pytorch_model.bin')
+# As in torch.hub, but eight digits or more, and not a date.
+_HASH = re.compile(r'-(?!20\d{6}\.)([a-f0-9]{8,64})\.')
 _HUB_URL = re.compile(
     r'https://huggingface\.co/([^/]+)/([^/]+)/(?:resolve|blob)/([^/]+)/([^?@]+)(?:\?.*)?'
 )
@@ -40,6 +48,18 @@ class LocalCheckpoint:
     path: Path
     name: str  # of the model, or of the file
     config: Mapping[str, Any] | None = None  # content of the `config.json` beside it
+    is_download: bool = False  # removed if it cannot be read
+
+    def read(self, map_location: Any = 'cpu', mmap: bool = False) -> Any:
+        """Return the content, see `read_checkpoint_file`."""
+        try:
+            return read_checkpoint_file(self.path, map_location, mmap)
+        except UntrustedCheckpointError:
+            raise
+        except CheckpointError:
+            if self.is_download:
+                self.path.unlink(missing_ok=True)
+            raise
 
 
 def fetch_checkpoint(address: str | Path) -> LocalCheckpoint:
@@ -114,17 +134,30 @@ def _from_web(rest: str, address: str) -> LocalCheckpoint:
     return _download(address, address)
 
 
+def cached_file(url: str) -> Path:
+    """Return where a download is kept.
+
+    A name with a hash such as `model-1a2b3c4d.pth` stands for one file, and is in the folder of `torch.hub`, which
+    mmengine uses as well. Other files are in a folder per URL.
+    """
+    folder, name = Path(torch.hub.get_dir()) / 'checkpoints', os.path.basename(urlparse(url).path)
+    if not _HASH.search(name):
+        folder = folder / 'swinv2_mm' / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder / name
+
+
 def _download(url: str, address: str) -> LocalCheckpoint:
-    """Download to the folder of `torch.hub`, which mmengine uses as well."""
+    target = cached_file(url)
     name = os.path.basename(urlparse(url).path)
     if not name:
         raise CheckpointError(f'{address} names no file')
-    target = Path(torch.hub.get_dir()) / 'checkpoints' / name
+    promised = _HASH.search(name)
+    prefix = promised[1] if promised and not trusting.get() else None
     if not target.is_file():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # Writes to a temporary name first: a broken download leaves nothing behind.
-            torch.hub.download_url_to_file(url, str(target), progress=os.isatty(2))
+            torch.hub.download_url_to_file(url, str(target), prefix, os.isatty(2))
             if is_cut_off(target):  # torch takes a connection that ends for the end of the file
                 size = target.stat().st_size
                 target.unlink()
@@ -134,7 +167,21 @@ def _download(url: str, address: str) -> LocalCheckpoint:
                 f'cannot download {name} ({_short(error)}). Get it from {url} on a machine with network and put it at '
                 f'{target}, or name your copy instead of {address}.'
             ) from error
-    return LocalCheckpoint(target, name)
+    elif prefix and not file_hash(target).startswith(prefix):
+        raise CheckpointError(
+            f'{target}: its SHA-256 does not begin with {prefix}, as its name says: remove it to download it again. '
+            'To use it as it is: --trust-checkpoint.'
+        )
+    return LocalCheckpoint(target, name, is_download=True)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _from_hub(rest: str, address: str) -> LocalCheckpoint:

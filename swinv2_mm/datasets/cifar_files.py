@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_mm.checkpoints.allowed import numpy_globals
 from swinv2_mm.datasets.errors import ImageSetError
 
 CIFAR10_URL = 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
@@ -21,15 +22,6 @@ CIFAR10_CLASSES = (
     *('airplane', 'automobile', 'bird', 'cat', 'deer'),
     *('dog', 'frog', 'horse', 'ship', 'truck'),
 )
-_ALLOWED = {
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('numpy.core.multiarray', '_reconstruct'),
-    ('numpy._core.multiarray', '_reconstruct'),
-    ('numpy._core.numeric', '_frombuffer'),  # numpy 2 writes protocol 5 so
-    ('_codecs', 'encode'),
-}
-"""What an array in a pickle needs; none of it can run code from the file."""
 
 
 def cifar10_batches(root: str | Path, split: str) -> list[Path]:
@@ -70,11 +62,18 @@ def read_batch(path: str | Path) -> tuple[np.ndarray, list[int]]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Read dicts, lists, strings, numbers and arrays."""
+    """Read dicts, lists, strings, numbers and plain arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
+        """Return the stand-in for a function or class that the file names."""
+        allowed = {**numpy_globals(), '_codecs.encode': _encode}
+        if f'{module}.{name}' not in allowed:
             raise pickle.UnpicklingError(f'it asks for {module}.{name}')
-        if module == 'numpy.core.multiarray' and hasattr(np, '_core'):
-            module = 'numpy._core.multiarray'  # its name since numpy 2
-        return super().find_class(module, name)
+        return allowed[f'{module}.{name}']
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands for the function by which Python 3 writes bytes in old protocols."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'it asks for the encoding {encoding!r}')
+    return text.encode(encoding)

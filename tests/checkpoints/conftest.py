@@ -1,9 +1,12 @@
 """Fixtures of a small backbone and the converters."""
 
 import contextlib
+import functools
+import http.server
 import io
 import runpy
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,3 +45,28 @@ def run_tool(monkeypatch):
         return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
     return run
+
+
+@pytest.fixture
+def torch_home(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    return tmp_path / 'torch'
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield folder, f'http://127.0.0.1:{running.server_port}', asked
+        running.shutdown()
+        thread.join()

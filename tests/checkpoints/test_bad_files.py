@@ -1,11 +1,25 @@
 """Test the error messages for invalid files."""
 
+import json
+import struct
+import tarfile
+import zipfile
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
+from mmengine.runner.checkpoint import load_checkpoint
 from safetensors.torch import save_file
+from torch import nn
 
 from swinv2_mm import SwinTransformerV2
-from swinv2_mm.checkpoints import CheckpointError, load_pretrained, read_checkpoint_file
+from swinv2_mm.checkpoints import (
+    CheckpointError,
+    UntrustedCheckpointError,
+    guard_mmengine,
+    load_pretrained,
+    read_checkpoint_file,
+)
 
 
 @pytest.fixture
@@ -179,3 +193,93 @@ def test_no_such_file(nano, tmp_path):
 def test_a_device_that_is_not_there(good):
     with pytest.raises(CheckpointError, match=r'good\.pth'):
         read_checkpoint_file(good, map_location='no_such_device')
+
+
+def rewrite(source, target, change=lambda raw: raw, compression=zipfile.ZIP_STORED):
+    """Write a checkpoint again, with another pickle or compressed."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, 'w', compression) as new:
+        for name in old.namelist():
+            raw = old.read(name)
+            new.writestr(name, change(raw) if name.endswith('/data.pkl') else raw)
+
+
+def claim(kind, folder):
+    """Write a small file with a tensor that claims 2^40 elements; return the file."""
+    file, huge = folder / 'huge.pth', b'\x8a\x06' + (2**40).to_bytes(6, 'little')
+    if kind == 'safetensors':
+        entry = {'dtype': 'F32', 'shape': [2**40], 'data_offsets': [0, 2**42]}
+        header = json.dumps({'patch_embed.proj.weight': entry}).encode()
+        file = file.with_suffix('.safetensors')
+        file.write_bytes(struct.pack('<Q', len(header)) + header)
+        return file
+    weights = {
+        'repeated': lambda: torch.ones(1).expand(2**40),
+        'meta': lambda: torch.empty(2**40, device='meta'),
+        'sparse': lambda: torch.sparse_coo_tensor([[0]], [1.0], (2**40,)),
+    }.get(kind, lambda: torch.ones(8, 3, 4, 4))()
+    torch.save({'patch_embed.proj.weight': weights}, folder / 'small.pth')
+
+    def change(raw):
+        if 'shape' in kind:
+            raw = raw.replace(b'K\x08K\x03K\x04K\x04t', huge + b'K\x01K\x01K\x01t')
+        return raw.replace(b'M\x80\x01', huge) if 'storage' in kind else raw
+
+    rewrite(folder / 'small.pth', file, change)
+    return file
+
+
+@pytest.mark.parametrize(
+    'kind', ['repeated', 'meta', 'sparse', 'shape', 'shape and storage', 'safetensors']
+)
+def test_a_tensor_that_claims_more_than_is_stored(kind, nano, tmp_path, run_tool):
+    file = claim(kind, tmp_path)
+    assert '\n' not in fails(nano(), file, r'claims|damaged|no SwinV2')
+    with guard_mmengine(), pytest.raises(CheckpointError, match=r'claims|damaged'):
+        load_checkpoint(nn.Linear(2, 2), str(file))
+    for tool in ('convert_checkpoint.py', 'publish_model.py'):
+        done = run_tool(tool, file, tmp_path / 'out.pth')
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / 'out.pth').exists()
+
+
+def test_a_compressed_file_loads(good, nano, tmp_path):
+    rewrite(good, tmp_path / 'small.pth', compression=zipfile.ZIP_DEFLATED)
+    assert (tmp_path / 'small.pth').stat().st_size < good.stat().st_size
+    backbone, other = nano(), nano()
+    load_pretrained(backbone, good)
+    load_pretrained(other, tmp_path / 'small.pth')
+    assert torch.equal(backbone.patch_embed.proj.weight, other.patch_embed.proj.weight)
+
+
+def test_programs_of_torch_are_refused_by_name(nano, tmp_path):
+    torch.jit.script(nn.Linear(2, 2)).save(tmp_path / 'script.pth')
+    fails(nano(), tmp_path / 'script.pth', 'is a TorchScript program')
+    with tarfile.open(tmp_path / 'old.pth', 'w') as archive:
+        archive.addfile(tarfile.TarInfo('storages'))
+    with pytest.raises(UntrustedCheckpointError, match='a tar file of torch before'):
+        read_checkpoint_file(tmp_path / 'old.pth')
+
+
+def test_versions_of_torch_with_known_holes_are_named_once(good, monkeypatch, caplog):
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'handlers', [caplog.handler])
+    for version, known in (('2.5.1+cpu', 'CVE-2025-32434, CVE-2026-24747'), ('2.9.1', 'CVE-2026')):
+        monkeypatch.setattr(torch, '__version__', version)
+        for _ in range(2):
+            read_checkpoint_file(good)
+        assert f'torch {version} can run code from a .pth file' in caplog.text
+        assert known in caplog.text and caplog.text.count('can run code') == 1
+        caplog.clear()
+    monkeypatch.setattr(torch, '__version__', '2.10.0')
+    read_checkpoint_file(good)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_weights_that_are_not_finite_are_not_converted(value, nano, tmp_path, run_tool):
+    state = nano().state_dict()
+    state['layers.1.blocks.0.mlp.fc2.weight'][3, 5] = value
+    torch.save(state, tmp_path / 'file.pth')
+    for tool in ('convert_checkpoint.py', 'publish_model.py'):
+        done = run_tool(tool, tmp_path / 'file.pth', tmp_path / 'out.pth')
+        assert done.returncode == 2 and 'layers.1.blocks.0.mlp.fc2.weight' in done.stderr
+        assert not list(tmp_path.glob('out*'))

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from swinv2_mm import SwinTransformerV2
+from swinv2_mm.checkpoints.sources import cached_file
 from swinv2_mm.datasets import generate_shapes
 from swinv2_mm.engine.launch import evaluate, train
 
@@ -71,7 +72,7 @@ def test_without_network_one_sentence_says_what_to_put_where(config, tmp_path, m
     run = dict(work_dir=str(tmp_path / 'work'), device='cpu', max_iters=1, cfg_options=options)
     assert train(config, **run) == 2
     err = capsys.readouterr().err.strip()
-    place = tmp_path / 'torch/hub/checkpoints/swinv2_nano_patch4_window8_64.pth'
+    place = cached_file(address)
     for part in (address, str(place), '--no-pretrained', 'name your copy'):
         assert part in err
     assert len(err.splitlines()) == 1

@@ -1,6 +1,9 @@
 """CIFAR-10 and Places365 as they are on disk, made of real pictures."""
 
 import pickle
+import struct
+import subprocess
+import sys
 
 import mmengine.fileio
 import numpy as np
@@ -64,6 +67,36 @@ def test_code_in_a_batch_does_not_run(tmp_path, capsys):
     with pytest.raises(ImageSetError, match=r'is damaged: it asks for builtins\.print'):
         read_batch(path)
     assert 'this ran' not in capsys.readouterr().out
+
+
+def _crafted(kind):
+    """Return a pickle that makes numpy take bytes of the file for addresses, which crashes the process."""
+    text = lambda text: b'X' + struct.pack('<I', len(text)) + text.encode()  # noqa: E731
+    dtype = b'cnumpy\ndtype\n(' + text('O8') + b'K\x00K\x01tR'
+    raw = b'B' + struct.pack('<I', 8) + b'A' * 8
+    made = {
+        'array': b'cnumpy\nndarray\n(K\x01\x85' + dtype + raw + b'tR',
+        'buffer': b'cnumpy._core.numeric\n_frombuffer\n(' + raw + dtype + b'K\x01\x85' + text('C') + b'tR',
+        'state': b'cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85B\x01\x00\x00\x00btR'
+        + b'(K\x01K\x01\x85' + dtype + b'\x89' + raw + b'tb',
+        'fields': b'cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85B\x01\x00\x00\x00btR'
+        + b'(K\x01K\x01\x85cnumpy\ndtype\n(' + text('V8') + b'K\x00K\x01tR(K\x03' + text('|') + b'N('
+        + text('a') + b't}' + text('a') + b'(' + dtype + b'K\x00tsK\x08K\x01K?tb\x89' + raw + b'tb',
+    }[kind]  # fmt: skip
+    return b'\x80\x03}(' + text('data') + made + text('labels') + b'](K\x01eu.'
+
+
+@pytest.mark.parametrize('kind', ['array', 'buffer', 'state', 'fields'])
+def test_arrays_of_objects_are_refused(tmp_path, kind):
+    """In a process of its own, which reads and prints the batch."""
+    path = tmp_path / 'batch'
+    path.write_bytes(_crafted(kind))
+    code = (
+        'import sys; from swinv2_mm.datasets.cifar_files import read_batch; read_batch(sys.argv[1])'
+    )
+    done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 1 and 'ImageSetError' in done.stderr
+    assert 'Unsupported' in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='run the code in SRC, if it needs that: only for files from sources that you trust',
+        help='accept SRC as it is, with code to run or NaN weights: only for files that you trust',
     )
     return parser.parse_args()
 
