@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 import swinv2_mm
-from swinv2_mm.datasets.checks import FILE_CHECKS, ConfiguredData
+from swinv2_mm.datasets.checks import FILE_STAGES, ConfiguredData
 from swinv2_mm.datasets.digits import write_digits
 from swinv2_mm.models.backbones.arch import ARCHS
 
@@ -300,7 +300,7 @@ def test_the_config_for_data_of_ones_own_in_the_docs(tmp_path, monkeypatch):
     cfg = Config.fromfile(config)
     parts = ('train', 'val', 'test')
     data = ConfiguredData(cfg, parts)
-    assert not [finding for check in FILE_CHECKS for finding in check(data)]
+    assert not [finding for stage in FILE_STAGES for check in stage for finding in check(data)]
     with scope():
         for part in parts:
             loader = dict(cfg[f'{part}_dataloader'], num_workers=0, persistent_workers=False)

@@ -7,11 +7,16 @@ custom_imports = dict(imports=['swinv2_mm'], allow_failed_imports=False)
 
 # See swinv2_mm.engine.hooks.
 default_hooks = dict(
+    bad_samples=dict(type='swinv2_mm.BadSampleHook'),
     batch_size=dict(type='swinv2_mm.BatchSizeHook'),
+    checkpoint=dict(type='swinv2_mm.AtomicCheckpointHook', interval=1),
     checkpoint_match=dict(type='swinv2_mm.CheckpointMatchHook'),
+    heartbeat=dict(type='swinv2_mm.HeartbeatHook'),
     interrupt=dict(type='swinv2_mm.InterruptHook'),
     invalid_loss=dict(type='swinv2_mm.InvalidLossHook'),
+    loader_workers=dict(type='swinv2_mm.LoaderWorkersHook'),
     metrics_file=dict(type='swinv2_mm.MetricsFileHook'),
+    resume_state=dict(type='swinv2_mm.ResumeStateHook'),
 )
 
 # Heads are written with BN. A distributed Runner turns every BN into SyncBN, on one device it stays

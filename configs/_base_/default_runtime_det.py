@@ -6,7 +6,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='coco/segm_mAP'),
+    checkpoint=dict(max_keep_ckpts=2, save_best='coco/segm_mAP'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     num_class=dict(type='NumClassCheckHook'),
     visualization=dict(type='DetVisualizationHook'),

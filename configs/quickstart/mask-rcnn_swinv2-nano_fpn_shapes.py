@@ -76,9 +76,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(
-        type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, T_max=5, eta_min=1e-5
-    ),
+    dict(type='CosineAnnealingLR', by_epoch=True, convert_to_iter_based=True, eta_min=1e-5),
 ]
 default_hooks = dict(
     logger=dict(interval=25),

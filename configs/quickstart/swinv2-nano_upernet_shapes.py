@@ -32,7 +32,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', by_epoch=False, T_max=600, eta_min=1e-5),
+    dict(type='CosineAnnealingLR', by_epoch=False, eta_min=1e-5),
 ]
 default_hooks = dict(
     logger=dict(interval=25),

@@ -1,13 +1,54 @@
-"""Paths of checkpoints that a user types."""
+"""Checkpoint files: paths that a user types, the newest one that can be resumed, and writing without half files."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import zipfile
 from pathlib import Path
 
+from swinv2_mm.checkpoints import CheckpointError, UntrustedCheckpointError
+from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
+from swinv2_mm.engine.console import warn
 from swinv2_mm.engine.errors import SetupError
 
-_POINTER = 'last_checkpoint'
+POINTER = 'last_checkpoint'
 """Name of the text file in which mmengine keeps the path of the newest checkpoint of a work directory."""
+_TEMPORARY = '.tmp'
+
+
+def replace_file(path: str | Path, data: bytes) -> None:
+    """Write a file so that `path` always holds all of the old or all of the new data, also after a loss of power.
+
+    Raises:
+        OSError: The file cannot be written. The old one is unchanged, and no temporary file is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f'.{path.name}{_TEMPORARY}')
+    try:
+        with temporary.open('wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    with contextlib.suppress(OSError):  # not every system can open or sync a folder
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def remove_temporary_files(folder: str | Path) -> None:
+    """Remove what `replace_file` left in a folder in processes that were killed."""
+    for file in Path(folder).glob(f'.*{_TEMPORARY}'):
+        if file.name.endswith((f'.pth{_TEMPORARY}', f'.{POINTER}{_TEMPORARY}')):
+            file.unlink(missing_ok=True)
 
 
 def require_checkpoint(path: str | Path) -> str:
@@ -23,12 +64,12 @@ def require_checkpoint(path: str | Path) -> str:
     found = Path(path)
     if '://' in str(path):
         return str(path)
-    if found.is_dir() or found.name == _POINTER:
+    if found.is_dir() or found.name == POINTER:
         folder = found if found.is_dir() else found.parent
         newest = newest_checkpoint(folder)
         if newest is None:
             raise SetupError(
-                f'The folder {folder} holds no checkpoint (no file {_POINTER}): name a .pth file or the work '
+                f'The folder {folder} holds no whole checkpoint of a training: name a .pth file or the work '
                 'directory of a finished training.'
             )
         return newest
@@ -38,22 +79,69 @@ def require_checkpoint(path: str | Path) -> str:
 
 
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the newest checkpoint of a work directory, or None if it has none.
+    """Return the checkpoint of a work directory with the most iterations whose file is whole, or None.
+
+    Warns about each damaged file that is passed over. `last_checkpoint` is only needed for checkpoints in another
+    folder or on a server.
 
     Raises:
-        SetupError: The newest checkpoint has been deleted or moved.
+        UntrustedCheckpointError: There is only a file whose loading would run code.
     """
-    pointer = Path(work_dir) / _POINTER
-    if not pointer.is_file():
+    whole, untrusted = [], None
+    pointed = _pointed(Path(work_dir))
+    if '://' in pointed:
+        return pointed
+    for file in _candidates(Path(work_dir)) or _candidates(Path(pointed).parent):
+        try:
+            content = read_checkpoint_file(file, mmap=True)
+        except UntrustedCheckpointError as error:
+            untrusted = error
+        except CheckpointError as error:
+            warn(f'{file.name} is passed over: {error}')
+        else:
+            # Published weights have no message hub, without which mmengine does not resume.
+            resumable = isinstance(content, dict) and 'message_hub' in content
+            iteration = content['meta'].get('iter') if resumable else None
+            if isinstance(iteration, int):
+                whole.append((iteration, file.stat().st_mtime_ns, file))
+    for *_, file in sorted(whole, reverse=True):
+        if not (damaged := _damaged_part(file)):
+            return str(file)
+        warn(f'{file.name} is passed over: its part {damaged} is damaged')
+    if untrusted is not None:
+        raise untrusted
+    return None
+
+
+def _pointed(work_dir: Path) -> str:
+    """Return what `last_checkpoint` names if it is on a server or in the folder that `out_dir` means for this run.
+
+    Otherwise, return a path in the work directory.
+    """
+    try:
+        text = (work_dir / POINTER).read_text(encoding='utf-8').strip()
+        in_folder = Path(text).parent.name == work_dir.resolve().name and Path(text).is_file()
+        if in_folder or re.fullmatch(r'[a-z0-9]+://\S+', text):
+            return text
+    except (OSError, ValueError):  # no such file, or not a path
+        pass
+    return str(work_dir / POINTER)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Return the files that may be checkpoints to resume from: `best_*` have no state of the optimizer."""
+    return [file for file in folder.glob('*.pth') if not file.name.startswith(('best_', '.'))]
+
+
+def _damaged_part(path: Path) -> str | None:
+    """Return the first part of a checkpoint whose check sum is wrong. Old files of torch have none."""
+    if not zipfile.is_zipfile(path):
         return None
-    named = Path(pointer.read_text(encoding='utf-8').strip())
-    # The second path is for a work directory that was moved as a whole.
-    for candidate in (named, pointer.parent / named.name):
-        if candidate.is_file():
-            return str(candidate)
-    raise SetupError(
-        f'{pointer} names the checkpoint {named}, which does not exist{_others(pointer)}: name the one to use.'
-    )
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip()
+    except Exception as error:  # zipfile raises many kinds for damaged files
+        return f'({error})'
 
 
 def _others(path: Path) -> str:

@@ -19,11 +19,15 @@ CLASSIFICATION_EXTRA = "pip install -c constraints.txt '.[classification]'"
 """How to get what a config for classification needs."""
 _AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
 _HOOKS = {
+    'bad_samples': 'BadSampleHook',
     'batch_size': 'BatchSizeHook',
     'checkpoint_match': 'CheckpointMatchHook',
+    'heartbeat': 'HeartbeatHook',
     'interrupt': 'InterruptHook',
     'invalid_loss': 'InvalidLossHook',
+    'loader_workers': 'LoaderWorkersHook',
     'metrics_file': 'MetricsFileHook',
+    'resume_state': 'ResumeStateHook',
 }
 """The hooks of `configs/_base_/default_runtime.py`."""
 
@@ -121,10 +125,13 @@ def enable_amp(cfg: Config, on_gpu: bool) -> None:
 def complete_config(cfg: Config) -> None:
     """Add this package's hooks, and drop settings of data loaders that do not fit together.
 
-    A config of another library has none of the hooks. `num_workers=0` is often set on the command line, with
-    `persistent_workers=True` in the config, which torch refuses together.
+    A config of another library has none of the hooks, or mmengine's CheckpointHook. `num_workers=0` is often set on the
+    command line, with `persistent_workers=True` in the config, which torch refuses together.
     """
     hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if checkpoint and checkpoint.get('type') == 'CheckpointHook':
+        checkpoint.type = 'swinv2_mm.AtomicCheckpointHook'
     for name, kind in _HOOKS.items():
         hooks.setdefault(name, ConfigDict(type=f'swinv2_mm.{kind}'))
         if hooks[name] is None:
@@ -207,7 +214,7 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
     if by_epoch:
         cfg.log_processor = ConfigDict(cfg.get('log_processor') or {}, by_epoch=False)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
-    checkpoint = hooks.get('checkpoint') or ConfigDict(type='CheckpointHook')
+    checkpoint = hooks.get('checkpoint') or ConfigDict(type='swinv2_mm.AtomicCheckpointHook')
     hooks.checkpoint = ConfigDict(checkpoint, by_epoch=False, interval=num_iters)
     logger = hooks.get('logger') or ConfigDict(type='LoggerHook')
     interval = min(logger.get('interval', 10), max(1, num_iters // 10))

@@ -8,6 +8,7 @@ user's code prints reaches the terminal.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -99,10 +100,21 @@ def continue_logging(logger: MMLogger) -> None:
     global _early
     _show_less(logger)
     files = [item for item in logger.handlers if isinstance(item, logging.FileHandler)]
+    for file in files:
+        file.handleError = functools.partial(_stop_file, logger, file)  # type: ignore[method-assign]
     if _early is not None and files:
         _early.setTarget(files[0])
         _early.flush()
     _early = None
+
+
+def _stop_file(logger: logging.Logger, file: logging.FileHandler, record: object) -> None:
+    """Go on without a log file that cannot be written."""
+    logger.handlers.remove(file)
+    reason = getattr(sys.exc_info()[1], 'strerror', None) or sys.exc_info()[1]
+    logger.warning(
+        f'the log file {file.baseFilename} cannot be written ({reason}): the run goes on without it'
+    )
 
 
 def _show_less(logger: MMLogger) -> None:

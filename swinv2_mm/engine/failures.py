@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import traceback
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from swinv2_mm.engine.console import fail, log_only
+from swinv2_mm.engine.console import fail, log_file, log_only
 
 _LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
 """Packages whose frames tell a user more than those of torch or numpy."""
@@ -33,6 +34,29 @@ _HINTS = {
     'divisible by num_groups': 'choose a norm_cfg.num_groups that divides the number of channels',
 }
 """Regular expressions for kind and message of an error, and what to do."""
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def find_outside_cause(error: BaseException) -> str | None:
+    """Return a sentence about an error that comes from the file system and not from the program."""
+    log = log_file()
+    if log and not Path(log).parent.is_dir():
+        return f'The work directory {Path(log).parents[1]} was removed or unmounted during the run.'
+    cause: BaseException | None = error
+    while cause is not None and 'No usable temporary directory' not in str(cause):
+        cause = (
+            cause.__cause__ or cause.__context__
+        )  # mmengine's clean-up of a config raises another
+    if cause is not None:
+        return 'No folder for temporary files can be written to: set TMPDIR to one.'
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return (
+            f'{error.filename or "A file"} cannot be written ({error.strerror}); earlier checkpoints are unchanged: '
+            'free space, then continue with --resume.'
+        )
+    return None
 
 
 def report_failure(error: BaseException, rank: int) -> None:

@@ -13,18 +13,29 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from swinv2_mm.checkpoints import WINDOWS_KEY
+from swinv2_mm.engine.bad_samples import BadSampleHook
+from swinv2_mm.engine.checkpoint_hook import AtomicCheckpointHook
 from swinv2_mm.engine.drawing import SideBySideHook
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.heartbeat import HeartbeatHook
 from swinv2_mm.engine.interrupts import InterruptHook
+from swinv2_mm.engine.invalid_values import write_report
 from swinv2_mm.engine.metrics import write_metrics
+from swinv2_mm.engine.resume import ResumeStateHook
+from swinv2_mm.engine.workers import LoaderWorkersHook
 from swinv2_mm.registry import HOOKS
 
 __all__ = [
+    'AtomicCheckpointHook',
+    'BadSampleHook',
     'BatchSizeHook',
     'CheckpointMatchHook',
+    'HeartbeatHook',
     'InterruptHook',
     'InvalidLossHook',
+    'LoaderWorkersHook',
     'MetricsFileHook',
+    'ResumeStateHook',
     'SideBySideHook',
 ]
 
@@ -63,7 +74,7 @@ class BatchSizeHook(Hook):
 
 @HOOKS.register_module()
 class InvalidLossHook(Hook):
-    """Stop a run whose loss stays NaN or infinite.
+    """Stop a run whose loss stays NaN or infinite, and name losses, weights and samples in a file.
 
     mmdet's `CheckInvalidLossHook` also stops a run of which a single loss is invalid, from which fp16 with dynamic loss
     scaling recovers.
@@ -90,9 +101,15 @@ class InvalidLossHook(Hook):
         """
         found = (outputs or {}).get('loss', 0.0)
         loss = float(found.detach() if isinstance(found, torch.Tensor) else found)
-        self.invalid = 0 if math.isfinite(loss) else self.invalid + 1
-        if self.invalid == 1:
-            runner.logger.warning(f'the loss is {loss} at iteration {runner.iter + 1}')
+        if math.isfinite(loss):
+            self.invalid = 0
+            return
+        if not self.invalid:
+            report = write_report(runner, runner.iter + 1, outputs, data_batch)
+            runner.logger.warning(
+                f'the loss is {loss} at iteration {runner.iter + 1}; report: {report}'
+            )
+        self.invalid += 1
         if self.invalid >= self.patience:
             raise FloatingPointError(
                 f'the loss is {loss} for {self.patience} iterations in a row, up to iteration {runner.iter + 1}'

@@ -1,4 +1,4 @@
-"""Ctrl-C during a training: the iteration is finished first, so that no checkpoint is left half written."""
+"""Signals during a training: the iteration is finished and saved first."""
 
 from __future__ import annotations
 
@@ -9,60 +9,135 @@ import time
 from types import FrameType
 from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+import torch
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch import distributed
 
+from swinv2_mm.engine.checkpoint_hook import AtomicCheckpointHook
 from swinv2_mm.registry import HOOKS
 
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
+_CODES = {'SIGINT': EXIT_INTERRUPTED, 'SIGTERM': EXIT_TERMINATED, 'SIGUSR1': EXIT_TERMINATED}
+"""Signals and the exit codes that they lead to."""
 _SAME_PRESS = 1.0
-"""Seconds within which a second signal is the same press of the key: the terminal and torchrun both pass it on."""
+"""Seconds within which a second signal is the same one: the terminal, Slurm and torchrun all pass it on."""
+
+
+class Interrupted(KeyboardInterrupt, SystemExit):
+    """The training was stopped by a signal; a program that does not catch it ends with `code` and no traceback."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 @HOOKS.register_module()
 class InterruptHook(Hook):
-    """Raise `KeyboardInterrupt` at the end of the iteration in which Ctrl-C was pressed; at once if pressed again.
+    """On SIGINT (Ctrl-C), SIGTERM or SIGUSR1, finish the iteration, save a checkpoint and raise `Interrupted`.
 
-    Between two iterations nothing is being written. mmengine removes the oldest checkpoint before it writes the newest:
-    cut short in between, a training that keeps one checkpoint has none.
+    A second signal raises it at once. The processes of a distributed run agree after each iteration, so that all of
+    them stop at the same one, whichever got the signal: one number is reduced over gloo, on the CPU. A validation is
+    stopped after an iteration and repeated by a resumed run; with unequal numbers of batches per process it is
+    finished. Only `AtomicCheckpointHook` saves at an iteration that is not due.
 
     Attributes:
-        requested: Whether Ctrl-C was pressed.
+        requested: The exit code that a signal asks for, or 0.
     """
 
     priority = 'LOWEST'  # after the checkpoint of the iteration
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self._asked = 0
         self._heard = 0.0
         self._process = os.getpid()
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
+        self._group: Any = None
+        self._together = False
 
     def before_train(self, runner: Runner) -> None:
-        """Take over the signal."""
+        """Take over the signals."""
+        if _is_distributed() and distributed.get_backend() != 'gloo':
+            self._group = distributed.new_group(backend='gloo')
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._hear)
+            for name in _CODES:
+                if number := getattr(signal, name, None):
+                    self._previous[number] = signal.signal(number, self._hear)
 
     def after_train(self, runner: Runner) -> None:
-        """Restore the signal's handler."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        """Restore the handlers of the signals."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
-    def _stop_if_requested(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Stop here if asked to."""
-        if self.requested:
-            raise KeyboardInterrupt
+    def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
+        """Stop if asked to; after the last iteration of an epoch, `after_train_epoch` does."""
+        if self._agreed():
+            by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+            if not (by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx)):
+                self._stop(runner, runner.epoch, runner.iter + 1)
 
-    after_train_iter = after_val_iter = _stop_if_requested
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Stop if asked to in the last iteration."""
+        if self._agreed():
+            self._stop(runner, runner.epoch + 1, runner.iter)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Find out whether all processes have the same number of batches."""
+        length = len(runner.val_dataloader)
+        self._together = self._largest(length) == -self._largest(-length)
+
+    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Stop a validation within a training if asked to."""
+        if self._previous and self._together and self._agreed():
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # put the weights of the training back
+            self._stop(runner, runner.epoch, runner.iter)
+
+    def _agreed(self) -> int:
+        """Return the exit code that any process was asked for, or 0."""
+        if code := self._largest(self._asked):  # a signal may come meanwhile
+            self.requested = code
+        return code
+
+    def _largest(self, number: int) -> int:
+        """Return the largest number of all processes."""
+        if not _is_distributed():
+            return number
+        reduced = torch.tensor(number)
+        distributed.all_reduce(reduced, distributed.ReduceOp.MAX, self._group)
+        return int(reduced)
+
+    def _stop(self, runner: Runner, epoch: int, iteration: int) -> None:
+        """Save what is not saved yet, and end the training."""
+        for hook in runner.hooks:
+            if isinstance(hook, AtomicCheckpointHook):
+                hook.save_now(runner, epoch, iteration)
+        raise Interrupted(self.requested)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        """Handle the signal."""
+        """Handle a signal."""
         if os.getpid() != self._process:
             return  # a data loading process, forked with this handler; it ends with the training
         now = time.monotonic()
-        if self.requested and now - self._heard > _SAME_PRESS:
-            raise KeyboardInterrupt
-        if not self.requested:
-            self.requested, self._heard = True, now
+        if self._heard and now - self._heard > _SAME_PRESS:
+            raise Interrupted(self.requested)
+        if not self._heard:
+            self._heard = now
+            self._asked = self.requested = _CODES[signal.Signals(number).name]
+            again = 'press Ctrl-C again' if number == signal.SIGINT else 'send it again'
             # Python's streams cannot be written to from a signal handler that interrupts a write to them.
-            os.write(1, b'stopping after this iteration; press Ctrl-C again to stop at once\n')
+            os.write(1, f'stopping after this iteration; {again} to stop at once\n'.encode())
+
+
+def ignore_signals() -> None:
+    """Ignore the signals that end a training from now on."""
+    for name in _CODES:
+        if number := getattr(signal, name, None):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _is_distributed() -> bool:
+    """Return whether this process belongs to a group."""
+    return distributed.is_available() and distributed.is_initialized()

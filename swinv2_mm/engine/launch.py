@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -43,13 +42,13 @@ from swinv2_mm.engine.devices import (
 )
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, use_tta
-from swinv2_mm.engine.failures import report_failure, was_interrupted
+from swinv2_mm.engine.failures import find_outside_cause, report_failure, was_interrupted
+from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, ignore_signals
 from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
 
 EXIT_OK = 0
 EXIT_CRASH = 1
 EXIT_SETUP = 2
-EXIT_INTERRUPTED = 130
 _GRACE = 20.0
 """Seconds that the other processes leave the first one to report what all of them found wrong."""
 
@@ -78,13 +77,14 @@ def train(
         auto_scale_lr: Scale the learning rate by the effective batch size.
         max_iters: Run this many iterations, then validate; default: as long as the config says.
         no_pretrained: Start from scratch where the config would start from pre-trained weights.
-        trust_checkpoint: Run the code in checkpoints that need it.
+        trust_checkpoint: Accept checkpoints as they are, with code to run or NaN weights.
         device: A device of torch such as `'cpu'`, `'cuda:1'` or `'mps'`, or `'auto'`.
         launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
         cfg_options: Strings `KEY=VALUE` that override the config.
 
     Returns:
-        The exit code: 0, 1 after a crash, 2 if something outside the program is wrong, 130 if interrupted.
+        The exit code: 0, 1 after a crash, 2 if something outside the program is wrong, 130 if interrupted, 143 if
+        ended by SIGTERM or SIGUSR1.
     """
 
     def run() -> int:
@@ -113,9 +113,9 @@ def train(
                 if isinstance(error, CheckpointUnavailableError) and not cfg.get('load_from'):
                     raise SetupError(f'{error} To start from scratch: --no-pretrained.') from error
                 raise
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would cut the message short
+            ignore_signals()  # a second one would cut the message short
             _say_how_to_resume(runner)
-            return EXIT_INTERRUPTED
+            return _asked_to_stop(runner) or EXIT_INTERRUPTED
         elapsed = timedelta(seconds=int(time.time() - started))
         say(f'finished at iteration {runner.iter}, after {elapsed}')
         if runner.rank == 0:
@@ -194,7 +194,7 @@ def _exit_code(run: Callable[[], int], rank: int) -> int:
         # Usually every process finds the same. The first one says so, and its launcher ends the others while they wait.
         if rank:
             time.sleep(_GRACE)
-        fail(str(error), rank)
+        fail(find_outside_cause(error) or str(error), rank)
         return EXIT_SETUP
     except BaseException as error:
         if was_interrupted(error):
@@ -202,6 +202,9 @@ def _exit_code(run: Callable[[], int], rank: int) -> int:
             return EXIT_INTERRUPTED
         if not isinstance(error, Exception):
             raise
+        if cause := find_outside_cause(error):
+            fail(cause, rank)
+            return EXIT_SETUP
         report_failure(error, rank)
         return EXIT_CRASH
 
@@ -276,9 +279,9 @@ def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
             require_checkpoint(named)
 
 
-def _asked_to_stop(runner: Runner) -> bool:
-    """Return whether Ctrl-C was pressed during the training."""
-    return any(getattr(hook, 'requested', False) for hook in runner.hooks)
+def _asked_to_stop(runner: Runner) -> int:
+    """Return the exit code that a signal asked for during the training, or 0."""
+    return max(getattr(hook, 'requested', 0) for hook in runner.hooks)
 
 
 def _say_how_to_resume(runner: Runner) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from swinv2_mm.engine.checkpoint_files import replace_file
+
 METRICS_FILE = 'metrics.json'
 
 
@@ -30,5 +32,5 @@ def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 def write_metrics(metrics: Mapping[str, Any], work_dir: str | Path) -> Path:
     """Write `metrics.json` and return its path."""
     path = Path(work_dir) / METRICS_FILE
-    path.write_text(json.dumps(plain_metrics(metrics), indent=2) + '\n', encoding='utf-8')
+    replace_file(path, f'{json.dumps(plain_metrics(metrics), indent=2)}\n'.encode())
     return path

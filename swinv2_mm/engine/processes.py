@@ -7,6 +7,8 @@ process says itself what went wrong; torchrun would add some forty lines about i
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +16,9 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from swinv2_mm.engine.launch import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_SETUP
+from swinv2_mm.engine.failures import find_hint
+from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED
+from swinv2_mm.engine.launch import EXIT_CRASH, EXIT_SETUP
 
 
 def start(arguments: Sequence[str]) -> int:
@@ -24,11 +28,13 @@ def start(arguments: Sequence[str]) -> int:
         arguments: Arguments of torchrun.
     """
     logging.disable(logging.CRITICAL)  # torchrun's own, in this process only
+    if hasattr(signal, 'SIGUSR1'):  # torchrun passes SIGTERM on and would die of this one
+        signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run.main(list(arguments))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        if failure.exitcode in (EXIT_SETUP, EXIT_INTERRUPTED):
+        if failure.exitcode in (EXIT_SETUP, EXIT_INTERRUPTED, EXIT_TERMINATED):
             return failure.exitcode
         if failure.exitcode < 0:  # by a signal: it could not report
             print(
@@ -37,8 +43,15 @@ def start(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
         return EXIT_CRASH
-    except (KeyboardInterrupt, SignalException):
+    except SignalException as ended:
+        return EXIT_TERMINATED if ended.sigval == signal.SIGTERM else EXIT_INTERRUPTED
+    except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except Exception as error:  # torchrun could not start, or lost the other machines
+        print(f'{type(error).__name__}: {" ".join(str(error).split())[:300]}', file=sys.stderr)
+        if hint := find_hint(error):
+            print(f'  hint: {hint}', file=sys.stderr)
+        return EXIT_SETUP if 'EADDRINUSE' in str(error) else EXIT_CRASH
     return 0
 
 

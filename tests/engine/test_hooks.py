@@ -30,32 +30,47 @@ def test_the_configs_name_all_that_the_tools_add(detection_cfg):
     complete_config(detection_cfg)
     added = dict(detection_cfg.default_hooks)
     assert 'interrupt' not in added  # left out on request
-    assert {**added, 'interrupt': named['interrupt']}.items() >= {
-        name: hook for name, hook in named.items() if 'swinv2_mm' in hook['type']
-    }.items()
+    types = {
+        name: hook['type'] for name, hook in {**added, 'interrupt': named['interrupt']}.items()
+    }
+    assert (
+        types.items()
+        >= {
+            name: hook['type'] for name, hook in named.items() if 'swinv2_mm' in hook['type']
+        }.items()
+    )
 
 
-def test_a_loss_that_stays_nan_ends_the_run(caplog):
-    hook = InvalidLossHook(patience=10)
-    logger = logging.getLogger('run')
+@pytest.fixture
+def losses(tmp_path):
+    """Return a function that tells a hook the losses of one iteration after the other."""
+
+    def tell(hook, outputs):
+        runner = SimpleNamespace(
+            logger=logging.getLogger('run'), rank=0, epoch=0, work_dir=str(tmp_path), hooks=[hook],
+            model=torch.nn.Linear(1, 1),
+        )  # fmt: skip
+        for iteration, output in enumerate(outputs):
+            runner.iter = iteration
+            hook.after_train_iter(runner, iteration, None, output)
+
+    return tell
+
+
+def test_a_loss_that_stays_nan_ends_the_run(caplog, losses, tmp_path):
     with pytest.raises(
-        FloatingPointError, match='nan for 10 iterations in a row, up to iteration 10'
+        FloatingPointError, match='nan for 10 iterations in a row, up to iteration 11'
     ):
-        for iteration in range(100):
-            hook.after_train_iter(
-                SimpleNamespace(iter=iteration, logger=logger), iteration, None, NAN
-            )
-    assert caplog.messages == ['the loss is nan at iteration 1']
+        losses(InvalidLossHook(patience=10), [FINE, *[NAN] * 99])
+    report = tmp_path / 'invalid_values.json'
+    assert caplog.messages == [f'the loss is nan at iteration 2; report: {report}']
+    assert json.loads(report.read_text())['iteration'] == 2  # the first one
 
 
-def test_a_loss_that_recovers_does_not():
-    hook = InvalidLossHook(patience=10)
-    logger = logging.getLogger('run')
-    for iteration in range(100):
-        outputs = FINE if iteration % 9 == 8 else NAN
-        hook.after_train_iter(
-            SimpleNamespace(iter=iteration, logger=logger), iteration, None, outputs
-        )
+def test_a_loss_that_recovers_does_not(losses):
+    losses(
+        InvalidLossHook(patience=10), [FINE if number % 9 == 8 else NAN for number in range(100)]
+    )
 
 
 def test_only_the_first_process_writes_metrics(tmp_path):

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 
+import forked_tools
 import pytest
+from process_runs import pair, start, tiny  # noqa: F401  fixtures
 from tool_runs import ROOT
 
 from swinv2_mm.datasets import generate_shapes
@@ -28,20 +30,22 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def run_tool(environment):
-    """Return a function that runs a script, or another command, and returns the finished process."""
+def run_tool(environment, tmp_path_factory):
+    """Return a function that runs a script, or another command, and returns the finished process.
 
-    def run(*command, env=None):
-        command = [str(part) for part in command]
+    Scripts are forked from a process that has imported the libraries; `fresh` runs them in a new interpreter.
+    """
+
+    def run(*command, env=None, fresh=False):
+        command, env = [str(part) for part in command], {**environment, **(env or {})}
+        if command[0].endswith('.py') and not fresh:
+            return forked_tools.run_tool(
+                command, env, ROOT, tmp_path_factory.mktemp('run') / 'tool'
+            )
         if command[0].endswith('.py'):
             command.insert(0, sys.executable)
         return subprocess.run(
-            command,
-            env={**environment, **(env or {})},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
+            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
 
     return run

@@ -84,7 +84,7 @@ def test_empty_training_set(root, capsys):
     path = root / 'annotations' / 'instances_training.json'
     coco = json.loads(path.read_text())
     path.write_text(json.dumps(dict(coco, annotations=[])))
-    assert 'is empty: ' in refused(capsys, train, DETECTION, cfg_options=FAST)
+    assert 'has no annotations' in refused(capsys, train, DETECTION, cfg_options=FAST)
 
 
 def test_broken_annotation_file(root, capsys):

@@ -35,7 +35,14 @@ def test_quickstarts_run_under_the_libraries_own_tools(
     run_tool, tmp_path, library, config, options, metric, checkpoint
 ):
     process = run_tool(
-        stock_tool(library), config, '--work-dir', tmp_path, '--cfg-options', *FAST, *options
+        stock_tool(library),
+        config,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *FAST,
+        *options,
+        fresh=True,
     )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
     assert metric in process.stdout

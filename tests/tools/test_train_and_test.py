@@ -33,7 +33,15 @@ def detector(run_tool, tmp_path_factory):
     """A work directory after two iterations of the detection quickstart, and the process."""
     work_dir = tmp_path_factory.mktemp('detector')
     process = run_tool(
-        TRAIN, DETECTION, '--work-dir', work_dir, '--max-iters', 2, '--cfg-options', *FAST
+        TRAIN,
+        DETECTION,
+        '--work-dir',
+        work_dir,
+        '--max-iters',
+        2,
+        '--cfg-options',
+        *FAST,
+        fresh=True,
     )
     return work_dir, process
 
@@ -44,7 +52,7 @@ def segmentor(run_tool, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('segmentor')
     process = run_tool(
         TRAIN, SEGMENTATION, '--work-dir', work_dir, '--max-iters', 2, '--amp', '--auto-scale-lr',
-        '--cfg-options', *FAST, 'optim_wrapper.accumulative_counts=2',
+        '--cfg-options', *FAST, 'optim_wrapper.accumulative_counts=2', fresh=True,
     )  # fmt: skip
     return work_dir, process
 

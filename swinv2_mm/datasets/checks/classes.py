@@ -6,31 +6,26 @@ COCO classes trains on any COCO json and learns nothing.
 
 from __future__ import annotations
 
-import json
-import mmap
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS
-
+from swinv2_mm.datasets.checks.annotations import count_classes
+from swinv2_mm.datasets.checks.coco_file import CocoFile
 from swinv2_mm.datasets.checks.configured import ConfiguredData, LeafDataset
-from swinv2_mm.datasets.checks.finding import Finding, error
+from swinv2_mm.datasets.checks.finding import Finding, error, of_many
 from swinv2_mm.datasets.checks.image_sets import classes_on_disk
 from swinv2_mm.datasets.errors import ImageSetError
 
 _OTHER_CLASSES = ('RPNHead', 'FusedSemanticHead')
 """Heads whose `num_classes` counts something else than the data set's classes."""
 _PREPROCESSOR = 'model.data_preprocessor'
-_LONGEST_CATEGORIES = 1 << 23
-"""Bytes within which the list of categories in an annotation file ends; LVIS, the longest, needs 1 << 19."""
 
 
 def check_metainfo(data: ConfiguredData) -> Iterator[Finding]:
     """Find `classes` that are one string."""
     for leaf in data.leaves():
-        classes = _configured_classes(data, leaf)
+        classes = configured_classes(data, leaf)
         if isinstance(classes, str):
             yield error(
                 leaf.place,
@@ -50,11 +45,11 @@ def check_folder_classes(data: ConfiguredData) -> Iterator[Finding]:
             continue
         if here is None:
             continue
-        classes = _configured_classes(data, leaf)
+        classes = configured_classes(data, leaf)
         if classes is not None and len(classes) != len(here):
             yield error(
                 leaf.place,
-                f'{leaf} has {len(classes)} classes and its files {len(here)} ({_listed(here)}).',
+                f'{leaf} has {len(classes)} classes and its files {len(here)} ({listed(here)}).',
                 "Complete the data, or read it with type='CustomDataset', which takes the names of the folders for "
                 'classes.',
             )
@@ -64,7 +59,7 @@ def check_folder_classes(data: ConfiguredData) -> Iterator[Finding]:
             yield error(
                 leaf.place,
                 f'{first[0]} and {leaf.place} have other classes ({len(first[1])} and {len(here)}; not in both: '
-                f'{_listed(other)}): folders are numbered in the order of their names, so labels would not agree.',
+                f'{listed(other)}): folders are numbered in the order of their names, so labels would not agree.',
                 'Give both the same folders.',
             )
 
@@ -72,36 +67,36 @@ def check_folder_classes(data: ConfiguredData) -> Iterator[Finding]:
 def check_categories(data: ConfiguredData) -> Iterator[Finding]:
     """Find COCO annotation files that lack classes of the data set or have them in another order."""
     for leaf in data.leaves():
-        classes = _configured_classes(data, leaf)
-        if (
-            not classes
-            or not leaf.ann_file
-            or '://' in leaf.ann_file
-            or not _reads_coco(data, leaf)
-        ):
-            continue
         try:
-            names = [str(category['name']) for category in read_categories(leaf.ann_file)]
+            file = data.coco_file(leaf)
         except ValueError as broken:
             yield error(leaf.ann_file, f'{broken}.')
             continue
+        classes = configured_classes(data, leaf)
+        if file is None or not classes:
+            continue
+        names = [str(category['name']) for category in file.categories]
+        yield from _repeated_categories(leaf, file)
         missing = [name for name in classes if name not in names]
         used = [name for name in names if name in set(classes)]
-        setting = f'{leaf.place}.metainfo=dict(classes={_as_tuple(names)})'
+        own = [name for name in names if name not in _parents(file)]
+        setting = f'{leaf.place}.metainfo=dict(classes={_as_tuple(own)})'
         if missing:
             yield error(
                 leaf.place,
                 f'{leaf.place} has {len(classes)} classes, and {len(missing)} of them are not among the {len(names)} '
-                f'categories of {leaf.ann_file} (missing: {_listed(missing)}; there: {_listed(names)}).',
-                f'Set {setting} and num_classes={len(names)} in every head.',
+                f'categories of {leaf.ann_file} (missing: {listed(missing)}; there: {listed(names)}).',
+                f'Set {setting} and num_classes={len(own)} in every head.',
             )
         elif used != classes:
             yield error(
                 leaf.place,
-                f'{leaf.place} names its classes in the order {_listed(classes)}, and {leaf.ann_file} in the order '
-                f'{_listed(used)}: mmdet numbers them in the order of the file, so names would be swapped.',
+                f'{leaf.place} names its classes in the order {listed(classes)}, and {leaf.ann_file} in the order '
+                f'{listed(used)}: mmdet numbers them in the order of the file, so names would be swapped.',
                 f'Set {setting}.',
             )
+        elif not missing:
+            yield from _unused_classes(leaf, file, classes)
 
 
 def check_heads(data: ConfiguredData) -> Iterator[Finding]:
@@ -109,7 +104,7 @@ def check_heads(data: ConfiguredData) -> Iterator[Finding]:
     mixing = f' and in {_PREPROCESSOR}, which mixes labels' if data.scope == 'mmpretrain' else ''
     reported: set[str] = set()
     for leaf in data.leaves():
-        classes = _configured_classes(data, leaf) or _folder_classes(leaf)
+        classes = configured_classes(data, leaf) or _folder_classes(leaf)
         if classes is None:
             continue
         for place, number in _head_classes(data.cfg.get('model'), 'model'):
@@ -117,72 +112,54 @@ def check_heads(data: ConfiguredData) -> Iterator[Finding]:
                 reported.add(place)
                 yield error(
                     place,
-                    f'{place}.num_classes is {number}, and {leaf} has {len(classes)} classes ({_listed(classes)}).',
+                    f'{place}.num_classes is {number}, and {leaf} has {len(classes)} classes ({listed(classes)}).',
                     f'Set num_classes={len(classes)} in every head{mixing}, or the classes of the data set.',
                 )
 
 
-def read_categories(path: str | Path) -> list[dict[str, Any]]:
-    """Return the categories of a COCO annotation file, without parsing the whole file if possible.
-
-    Raises:
-        ValueError: The file is not a COCO json.
-    """
-    try:
-        categories = _scan_categories(Path(path))
-        if categories is None:
-            with open(path, encoding='utf-8') as file:
-                categories = json.load(file)['categories']
-        if not _are_categories(categories):
-            raise ValueError('its "categories" are not a list of {"id": ..., "name": ...}')
-    except (OSError, ValueError, KeyError, TypeError) as broken:
-        reason = f'it has no key {broken}' if isinstance(broken, KeyError) else str(broken)
-        raise ValueError(f'The annotation file {path} is not a COCO json: {reason}') from broken
-    return categories
-
-
-def _scan_categories(path: Path) -> list[dict[str, Any]] | None:
-    """Return the list after the last key "categories" of the file, or None if it cannot be told apart."""
-    if path.stat().st_size == 0:
-        raise ValueError('it is empty')
-    key = b'"categories"'
-    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        at = text.rfind(key)
-        while at != -1:
-            after = text[at + len(key) : at + len(key) + _LONGEST_CATEGORIES].decode(
-                'utf-8', 'ignore'
+def _repeated_categories(leaf: LeafDataset, file: CocoFile) -> Iterator[Finding]:
+    """Yield the ids and names that several categories of a file share."""
+    for key in ('id', 'name'):
+        counts = Counter(str(category[key]) for category in file.categories)
+        repeated = [value for value, count in counts.items() if count > 1]
+        if repeated:
+            yield error(
+                leaf.ann_file,
+                f'Categories of {leaf.ann_file} share the {key} {listed(repeated)}.',
+                f'Give each category its own {key}.',
             )
-            start = re.match(r'\s*:\s*', after)
-            if start:
-                try:
-                    found, _ = json.JSONDecoder().raw_decode(after, start.end())
-                except ValueError:
-                    return None
-                if _are_categories(found):
-                    return found
-            at = text.rfind(key, 0, at)
-    return None
 
 
-def _are_categories(value: Any) -> bool:
-    """Return whether `value` is a list of COCO categories."""
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and 'id' in item and 'name' in item for item in value
-    )
+def _unused_classes(leaf: LeafDataset, file: CocoFile, classes: list[str]) -> Iterator[Finding]:
+    """Yield the classes without an annotation."""
+    counts = count_classes(file)
+    unused = [name for name in classes if not counts[name]]
+    if unused and len(file.ids):
+        parents = sorted(_parents(file).intersection(unused))
+        remedy = (
+            f'{listed(parents)} is a parent category, as Roboflow exports it: leave it out of the classes.'
+            if parents
+            else ''
+        )
+        noun = f'classes of {leaf}'
+        fault = f'have no annotation in {leaf.ann_file}'
+        yield of_many(
+            'warning', 'class-unused', leaf.ann_file, unused, len(classes), noun, fault, remedy
+        )
 
 
-def _dataset_class(data: ConfiguredData, leaf: LeafDataset) -> Any:
-    """Return the class of a data set, or None if it is not registered."""
-    kind = leaf.cfg.get('type')
-    if not isinstance(kind, str):
-        return kind
-    with DATASETS.switch_scope_and_registry(data.scope) as registry:
-        return registry.get(kind)
+def _parents(file: CocoFile) -> set[str]:
+    """Return the categories that are only the group of others, as Roboflow exports them."""
+    groups = [category.get('supercategory') for category in file.categories]
+    top = (None, '', 'none')
+    names = {str(c['name']) for c in file.categories if c.get('supercategory') in top}
+    counts = count_classes(file)
+    return {name for name in names if name in groups and not counts[name]}
 
 
-def _configured_classes(data: ConfiguredData, leaf: LeafDataset) -> Any:
+def configured_classes(data: ConfiguredData, leaf: LeafDataset) -> Any:
     """Return the names of a data set's classes as its config or class defines them, or None."""
-    dataset = _dataset_class(data, leaf)
+    dataset = data.dataset_class(leaf)
     if not hasattr(dataset, '_load_metainfo'):
         return None
     if isinstance(leaf.cfg.get('classes'), (list, tuple)):  # mmpretrain's short form
@@ -194,13 +171,6 @@ def _configured_classes(data: ConfiguredData, leaf: LeafDataset) -> Any:
 def _folder_classes(leaf: LeafDataset) -> list[str] | None:
     """Return the names of the classes that a data set's files stand for, or None."""
     return classes_on_disk(leaf.cfg, next(iter(leaf.folders.values()), None))
-
-
-def _reads_coco(data: ConfiguredData, leaf: LeafDataset) -> bool:
-    """Return whether the data set inherits the reading of annotations from mmdet's `CocoDataset`."""
-    dataset = _dataset_class(data, leaf)
-    bases = [base for base in getattr(dataset, '__mro__', ()) if 'load_data_list' in vars(base)]
-    return bool(bases) and bases[0].__name__ == 'CocoDataset'
 
 
 def _head_classes(cfg: Any, place: str) -> Iterator[tuple[str, int]]:
@@ -217,7 +187,7 @@ def _head_classes(cfg: Any, place: str) -> Iterator[tuple[str, int]]:
             yield from _head_classes(value, f'{place}.{index}')
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Return the first names as a list in words."""
     return ', '.join(names[:6]) + (f', ... ({len(names)} in all)' if len(names) > 6 else '')
 

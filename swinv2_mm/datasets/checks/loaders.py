@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swinv2_mm.datasets.checks.configured import ConfiguredData
 from swinv2_mm.datasets.checks.finding import Finding, error
-from swinv2_mm.datasets.checks.samples import data_info, prepare, spread, untouched_randomness
+from swinv2_mm.datasets.checks.read_files import data_info
+from swinv2_mm.datasets.checks.samples import prepare, spread, untouched_randomness
 
 _MOST_HEADERS = 5000
 """Images whose size is read from their headers."""

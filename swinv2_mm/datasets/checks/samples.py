@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 
 from swinv2_mm.datasets.checks.configured import ConfiguredData
 from swinv2_mm.datasets.checks.finding import Finding, error
+from swinv2_mm.datasets.checks.read_files import data_info, find_step
 from swinv2_mm.datasets.errors import ImageSetError
 
 _HANDFUL = 8
@@ -69,7 +71,7 @@ def check_annotations(data: ConfiguredData) -> Iterator[Finding]:
             counts.add(raw, sample)
             if counts.reached and counts.samples >= _HANDFUL:
                 break
-    rle = counts.rle and not getattr(_loading(dataset), 'poly2mask', True)
+    rle = counts.rle and not getattr(find_step(dataset, 'LoadAnnotations'), 'poly2mask', True)
     cause = (
         ', because LoadAnnotations(poly2mask=False) reads polygons only and their masks are RLE'
         if rle
@@ -96,30 +98,27 @@ def check_annotations(data: ConfiguredData) -> Iterator[Finding]:
 
 
 def check_label_maps(data: ConfiguredData) -> Iterator[Finding]:
-    """Find label files of a segmentor that are out of range, and sets whose pixels are all ignored."""
+    """Find out whether labels of a segmentor's training set reach the model through the pipeline."""
     head = data.cfg.model.get('decode_head') if 'train' in data.parts else None
     head = head[-1] if isinstance(head, (list, tuple)) else head
     if data.scope != 'mmseg' or not head or 'num_classes' not in head:
         return
-    dataset, samples, reached = data.dataset('train'), 0, False
+    dataset, samples = data.dataset('train'), 0
     with untouched_randomness():
         for index in spread(len(dataset), _HANDFUL, _ENOUGH):
-            wrong = _label_file(dataset, data_info(dataset, index), head['num_classes'])
-            sample = wrong or prepare(dataset, index)
+            sample = prepare(dataset, index)
             if isinstance(sample, Finding):
                 yield sample
                 return
             samples += 1
             truth = getattr(_data_sample(sample), 'gt_sem_seg', None)
-            reached |= truth is None or bool((truth.data < head['num_classes']).any())
-            if reached and samples >= _HANDFUL:
+            if truth is None or bool((truth.data < head['num_classes']).any()):
                 return
-    if not reached:
-        yield error(
-            _PLACE,
-            f'No label of {samples} sampled images of {_PLACE} reaches the model: every pixel is ignored (255).',
-            'Check the label files, reduce_zero_label and the crop of the pipeline.',
-        )
+    yield error(
+        _PLACE,
+        f'No label of {samples} sampled images of {_PLACE} reaches the model: every pixel is ignored (255).',
+        'Check the label files, reduce_zero_label and the crop of the pipeline.',
+    )
 
 
 def check_image_labels(data: ConfiguredData) -> Iterator[Finding]:
@@ -175,39 +174,6 @@ class _Counts:
         self.ignored += max(0, flagged - (len(instances) - len(usable)))
 
 
-def _label_file(dataset: Any, raw: dict[str, Any], num_classes: int) -> Finding | None:
-    """Check the values of one label file after the pipeline's own loading."""
-    loading, path = _loading(dataset), raw.get('seg_map_path')
-    if loading is None or path is None:
-        return None
-    if not Path(path).is_file() and '://' not in path:
-        return error(path, f'The label file {path} does not exist, but the training set lists it.')
-    labels = loading({**raw, 'seg_fields': []})['gt_seg_map']
-    if labels.ndim != 2:
-        return error(
-            path,
-            f'The label file {path} has the shape {labels.shape}: expected one channel that holds class numbers, '
-            'not colours.',
-        )
-    ignored = {255, getattr(dataset, 'ignore_index', 255)}
-    wrong = [
-        int(value)
-        for value in np.unique(labels)
-        if value >= num_classes and int(value) not in ignored
-    ]
-    if not wrong:
-        return None
-    shift = bool(raw.get('reduce_zero_label'))
-    return error(
-        path,
-        f'The label file {path} holds the labels {wrong[:8]}{" ..." if len(wrong) > 8 else ""}'
-        f'{" (after reduce_zero_label took 1 off)" if shift else ""}: expected 0 to {num_classes - 1} for '
-        f'num_classes={num_classes}, and 255 for pixels to ignore.',
-        'Set num_classes and the classes of the data set'
-        f'{"" if shift else ", or reduce_zero_label=True if 0 means unlabelled"}.',
-    )
-
-
 def prepare(dataset: Any, index: int) -> Any:
     """Return what the pipeline makes of a sample, or a finding if the file of its image is missing or broken."""
     try:
@@ -215,19 +181,13 @@ def prepare(dataset: Any, index: int) -> Any:
     except FileNotFoundError as missing:
         path = missing.filename or missing
         return error(path, f'{path} does not exist, but the data set lists it (sample {index}).')
-    except AssertionError as failed:
-        if 'failed to load image' not in str(failed):
+    except (AssertionError, cv2.error) as failed:
+        if not re.search('failed to load image|imdecode', str(failed)):
             raise
         path = data_info(dataset, index).get('img_path', f'sample {index}')
         return error(
             path, f'{path} cannot be read as a picture.', 'Replace it or take it out of the set.'
         )
-
-
-def data_info(dataset: Any, index: int) -> dict[str, Any]:
-    """Return what a data set knows of a sample before its pipeline; nothing if it does not say."""
-    info: dict[str, Any] = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
-    return info
 
 
 def spread(size: int, *counts: int) -> Iterator[int]:
@@ -255,19 +215,6 @@ def untouched_randomness() -> Iterator[None]:
 def _data_sample(sample: Any) -> Any:
     """Return the packed annotations of a sample, or None."""
     return sample.get('data_samples') if isinstance(sample, dict) else None
-
-
-def _loading(dataset: Any) -> Any:
-    """Return the data set's first `LoadAnnotations`, through wrappers, or None."""
-    while not hasattr(getattr(dataset, 'pipeline', None), 'transforms'):
-        inner = getattr(dataset, 'dataset', None) or next(
-            iter(getattr(dataset, 'datasets', [])), None
-        )
-        if inner is None:
-            return None
-        dataset = inner
-    steps = dataset.pipeline.transforms
-    return next((step for step in steps if type(step).__name__ == 'LoadAnnotations'), None)
 
 
 def _innermost(raised: BaseException, kind: type[E_]) -> E_ | None:

@@ -13,7 +13,7 @@ def finds():
     def run(checks, cfg, parts=('train', 'val', 'test')):
         data = ConfiguredData(cfg, parts)
         checks = checks if isinstance(checks, (list, tuple)) else [checks]
-        findings = list(check_data(data, checks))
+        findings = list(check_data(data, [(check,) for check in checks]))
         for finding in findings:
             assert finding.place and '\n' not in str(finding)
         return [f'{finding.severity}: {finding}' for finding in findings]

@@ -1,19 +1,12 @@
 """Heads, data set and annotation file must agree on the classes."""
 
-import json
-
-import pytest
 from mmengine.config import Config
 
 from swinv2_mm.datasets.checks.classes import (
     check_categories,
     check_heads,
     check_metainfo,
-    read_categories,
 )
-
-CATEGORIES = [dict(id=3, name='cat'), dict(id=7, name='dog')]
-
 
 ALL = (check_metainfo, check_categories, check_heads)
 TRAIN = ('train',)
@@ -77,38 +70,3 @@ def test_classes_of_a_stock_data_set_come_from_its_code(finds, segmentation_cfg)
     segmentation_cfg.train_dataloader.dataset = Config(dict(type='ADE20KDataset'))
     (message,) = finds(ALL, segmentation_cfg, TRAIN)
     assert 'ADE20KDataset' in message and 'has 150 classes' in message
-
-
-@pytest.mark.parametrize('indent', [None, 1])
-@pytest.mark.parametrize('position', [0, 1, 2])
-def test_categories_are_found_wherever_they_are(tmp_path, indent, position):
-    items = [('images', [dict(id=0, note='"categories": [1]')]), ('annotations', [])]
-    items.insert(position, ('categories', CATEGORIES))
-    path = tmp_path / 'coco.json'
-    path.write_text(json.dumps(dict(items), indent=indent))
-    assert read_categories(path) == CATEGORIES
-
-
-def test_categories_are_read_without_parsing_the_file(tmp_path):
-    path = tmp_path / 'huge.json'
-    path.write_text(
-        '{"annotations": [this is no json], "categories": ' + json.dumps(CATEGORIES) + '}'
-    )
-    assert read_categories(path) == CATEGORIES
-
-
-@pytest.mark.parametrize(
-    ('text', 'reason'),
-    [
-        ('', 'it is empty'),
-        ('no json', 'Expecting value'),
-        ('{"images": []}', "it has no key 'categories'"),
-        ('{"categories": ["cat"]}', 'not a list of'),
-        ('[1, 2]', 'not a COCO json'),
-    ],
-)
-def test_a_file_that_is_not_a_coco_json(tmp_path, text, reason):
-    path = tmp_path / 'coco.json'
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f'coco.json is not a COCO json: .*{reason}|{reason}'):
-        read_categories(path)

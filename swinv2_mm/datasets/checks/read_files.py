@@ -1,0 +1,220 @@
+"""Reading image and label files of a data set as far as the checks need it, in threads."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_EXIF_ORIENTATION = 274
+_THREADS = 8
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
+"""Shows how far an iterable is, given its length and a title."""
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """What an image or label file is.
+
+    Attributes:
+        path: The file.
+        fault: Why it cannot be used, as a clause after a plural; empty if it can.
+        partial: Whether OpenCV reads the part before a damage and fills the rest.
+        size: Width and height as stored; `(0, 0)` if unknown.
+        mode: Mode of Pillow, e.g. `'RGB'` or `'I;16'`; for files that only OpenCV reads, type and channels.
+        lossy: Whether its compression changes values.
+        sideways: Whether its EXIF orientation swaps width and height.
+        transparent: Whether it has an alpha channel or a transparent colour.
+    """
+
+    path: str
+    fault: str = ''
+    partial: bool = False
+    size: tuple[int, int] = (0, 0)
+    mode: str = ''
+    lossy: bool = False
+    sideways: bool = False
+    transparent: bool = False
+
+
+@dataclass(frozen=True)
+class Record:
+    """A sample of a data set and its files.
+
+    Attributes:
+        info: What the data set knows of it.
+        image: Its image, or None if it has no file.
+        label: Its label file, or None.
+        raw: Values in the label file and their counts, if it has one channel and mmseg loads it.
+        labels: The same after the pipeline's loading.
+        shape: Shape of the loaded label map.
+    """
+
+    info: Mapping[str, Any]
+    image: ImageFile | None = None
+    label: ImageFile | None = None
+    raw: Mapping[int, int] = field(default_factory=dict)
+    labels: Mapping[int, int] = field(default_factory=dict)
+    shape: tuple[int, ...] = ()
+
+
+def read_records(
+    dataset: Any, indices: list[int], loading: Any, progress: Progress, title: str
+) -> list[Record]:
+    """Read the files of samples of a data set.
+
+    Args:
+        dataset: The data set.
+        indices: Numbers of the samples.
+        loading: The transform that loads label maps, or None.
+        progress: Shows the progress.
+        title: What it shows.
+    """
+    infos = [
+        {key: value for key, value in data_info(dataset, index).items() if key != 'instances'}
+        for index in indices
+    ]
+    reader = getattr(find_step(dataset, 'LoadImageFromFile'), 'imdecode_backend', None)
+    opencv = reader == 'cv2'
+    with ThreadPoolExecutor(_THREADS) as threads:
+        records = threads.map(lambda info: _read_record(info, loading, opencv), infos)
+        return list(progress(records, len(infos), title))
+
+
+def _read_record(info: Mapping[str, Any], loading: Any, opencv: bool) -> Record:
+    image_path, label_path = info.get('img_path', ''), info.get('seg_map_path', '')
+    image = read_image(image_path, opencv=opencv)[0] if _is_local(image_path) else None
+    if loading is None or not _is_local(label_path):
+        return Record(info, image)
+    label, values = read_image(label_path, whole=True)
+    if label.fault:
+        return Record(info, image, label)
+    loaded = loading({**info, 'seg_fields': []})['gt_seg_map']
+    stock = type(loading).__module__.startswith('mmseg.')
+    raw = count_values(values) if stock and values is not None and values.ndim == 2 else {}
+    labels = count_values(loaded) if loaded.ndim == 2 else {}
+    return Record(info, image, label, raw, labels, loaded.shape)
+
+
+def read_image(
+    path: str, whole: bool = False, opencv: bool = False
+) -> tuple[ImageFile, np.ndarray | None]:
+    """Return what a file is, and its values if `whole` and if Pillow reads it.
+
+    Without `whole`, a JPEG is decoded at an eighth of its size, which shows as well whether it is complete. With
+    `opencv`, OpenCV has to read it, too: it refuses some damage that Pillow repairs.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as missing:
+        return ImageFile(path, _why_missing(path, missing)), None
+    if not content:
+        return ImageFile(path, 'are empty'), None
+    known: dict[str, Any] = {}
+    values = None
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            known = dict(
+                size=image.size,
+                mode=image.mode,
+                lossy=image.format in ('JPEG', 'MPO'),
+                sideways=image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8),
+                transparent=image.has_transparency_data,
+            )
+            if whole:
+                values = np.asarray(image)
+            else:
+                image.draft(image.mode, (image.width // 8 + 1, image.height // 8 + 1))
+                image.load()
+    except Image.DecompressionBombError:
+        return ImageFile(path, **known), None  # too large for Pillow's taste
+    except Exception as broken:  # decoders raise errors of many kinds on damaged files
+        return _read_by_opencv(path, content, known, broken), None
+    reducible = known['lossy'] and min(known['size']) >= 8
+    flag = cv2.IMREAD_REDUCED_COLOR_8 if reducible else cv2.IMREAD_COLOR
+    if opencv and _decode(content, flag) is None:
+        return ImageFile(path, 'are damaged or cut off', **known), None
+    return ImageFile(path, **known), values
+
+
+def _read_by_opencv(
+    path: str, content: bytes, known: dict[str, Any], broken: Exception
+) -> ImageFile:
+    """Return what a file is that Pillow cannot read."""
+    image = _decode(content, cv2.IMREAD_UNCHANGED)
+    if image is None:
+        unknown = isinstance(broken, UnidentifiedImageError)
+        fault = 'are not images' if unknown else 'are damaged or cut off'
+        return ImageFile(path, fault, **known)
+    if known:
+        return ImageFile(path, 'are damaged or cut off', partial=True, **known)
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    mode = f'{image.dtype} with {channels} channels'
+    return ImageFile(path, size=image.shape[1::-1], mode=mode, transparent=channels > 3)
+
+
+def _decode(content: bytes, flag: int) -> Any:
+    """Return what OpenCV makes of the content of a file, None if it cannot read it."""
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), flag)
+    except cv2.error:  # too large
+        return None
+
+
+def count_values(values: np.ndarray) -> dict[int, int]:
+    """Return the distinct values of an array of whole numbers and their counts."""
+    if values.dtype in (np.uint8, bool):
+        counts = np.bincount(values.ravel().astype(np.uint8), minlength=256)
+        found = np.flatnonzero(counts)
+        counts = counts[found]
+    else:
+        found, counts = np.unique(values, return_counts=True)
+    return {int(value): int(count) for value, count in zip(found, counts)}
+
+
+def _why_missing(path: str, missing: OSError) -> str:
+    """Return why a file cannot be opened, with the name of a similar one beside it."""
+    if not isinstance(missing, FileNotFoundError):
+        return f'cannot be opened ({missing.strerror})'
+    wanted = Path(path)
+
+    def plain(name: str) -> str:
+        return unicodedata.normalize('NFC', Path(name).stem).casefold()
+
+    try:
+        names = [item.name for item in wanted.parent.iterdir()]
+    except OSError:
+        return 'do not exist'
+    similar = [name for name in names if plain(name) == plain(wanted.name)]
+    return f'do not exist (there is {similar[0]})' if similar else 'do not exist'
+
+
+def _is_local(path: Any) -> bool:
+    return bool(path) and isinstance(path, str) and '://' not in path
+
+
+def data_info(dataset: Any, index: int) -> dict[str, Any]:
+    """Return what a data set knows of a sample before its pipeline; nothing if it does not say."""
+    info: dict[str, Any] = dataset.get_data_info(index) if hasattr(dataset, 'get_data_info') else {}
+    return info
+
+
+def find_step(dataset: Any, name: str) -> Any:
+    """Return the first transform of a kind in the pipeline of a data set, through wrappers, or None."""
+    while not hasattr(getattr(dataset, 'pipeline', None), 'transforms'):
+        inner = getattr(dataset, 'dataset', None) or next(
+            iter(getattr(dataset, 'datasets', [])), None
+        )
+        if inner is None:
+            return None
+        dataset = inner
+    steps = dataset.pipeline.transforms
+    return next((step for step in steps if type(step).__name__ == name), None)

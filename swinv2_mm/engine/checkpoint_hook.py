@@ -1,0 +1,215 @@
+"""mmengine's CheckpointHook, with which a kill, a full disk or NaN weights leave the last good checkpoint whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, barrier, is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+
+from swinv2_mm.engine.checkpoint_files import (
+    POINTER,
+    newest_checkpoint,
+    remove_temporary_files,
+    replace_file,
+)
+from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.invalid_values import invalid_tensors, write_report
+from swinv2_mm.registry import HOOKS
+
+INTERRUPTED = 'interrupted.pth'
+"""Name of the checkpoint of an interrupted run that saves by epoch; removed after the next checkpoint."""
+_OUTDATED = 'outdated_ckpt_ids'
+"""Key of the message hub for steps whose files are removed after a checkpoint."""
+
+
+class AtomicLocalBackend(LocalBackend):
+    """mmengine's backend for local files, which replaces a file only by a whole one."""
+
+    def put(self, obj: bytes, filepath: Any) -> None:
+        """Write a file; see `replace_file`.
+
+        Raises:
+            SetupError: It cannot be written.
+        """
+        try:
+            replace_file(filepath, obj)
+        except OSError as error:
+            raise SetupError(
+                f'{filepath} cannot be written ({error.strerror}); earlier checkpoints are unchanged.'
+            ) from None
+
+
+register_backend('swinv2_mm.AtomicLocalBackend', AtomicLocalBackend, force=True)
+
+
+class _RemovesLater:
+    """A file backend that notes what to remove."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.outdated: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.outdated.append(path)
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """Save checkpoints like mmengine's hook, and keep at least one whole checkpoint at any moment.
+
+    - On a local file system a checkpoint is written to a temporary file, synced and renamed. Then `last_checkpoint`
+      is replaced, then outdated files are removed. Other file backends write as they do, in the same order.
+    - Weights that are NaN or infinite are not saved, and nothing is removed for them.
+    - A resumed run without a given path continues from the newest whole checkpoint of the work directory.
+    - Of the paths in a loaded checkpoint, only names of files in the folder of the checkpoints are used.
+
+    The arguments are those of `mmengine.hooks.CheckpointHook`.
+    """
+
+    file_backend: Any
+    saved_at = -1
+    """Finished iterations at the last checkpoint."""
+    invalid = 0
+    """How often in a row the weights were not saved."""
+    _batch: Any = None
+
+    def before_run(self, runner: Runner) -> None:
+        """Choose the checkpoint of a resumed run."""
+        if runner._resume and runner._load_from is None:
+            runner._load_from = newest_checkpoint(runner.work_dir)
+            runner._resume = runner._load_from is not None
+
+    def before_train(self, runner: Runner) -> None:
+        """Choose the file backend, and remove temporary files of killed runs."""
+        info = runner.message_hub.runtime_info
+        for key in ('keep_ckpt_ids', _OUTDATED):
+            info[key] = [step for step in info.get(key, []) if isinstance(step, int)]
+        super().before_train(runner)
+        if type(self.file_backend) is LocalBackend and not self.file_client_args:
+            self.backend_args = {'backend': 'swinv2_mm.AtomicLocalBackend'}
+            if is_main_process():
+                os.makedirs(self.out_dir, exist_ok=True)
+                remove_temporary_files(self.out_dir)
+                remove_temporary_files(runner.work_dir)
+                self._remove([self.filename_tmpl.format(step) for step in info[_OUTDATED]])
+        if self.save_best and len(self.key_indicators) == 1:
+            self.best_ckpt_path = self._own_path(info.get('best_ckpt'))
+        elif self.save_best:
+            for key in self.key_indicators:
+                self.best_ckpt_path_dict[key] = self._own_path(info.get(f'best_ckpt_{key}'))
+        self.saved_at = runner.iter
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Save if it is due."""
+        self._batch = data_batch
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+
+    def save_now(self, runner: Runner, epoch: int, iteration: int) -> None:
+        """Save on all processes if nothing was saved since the last iteration; return when the file is complete.
+
+        Args:
+            epoch: Finished epochs.
+            iteration: Finished iterations.
+        """
+        meta = {'epoch': epoch, 'iter': iteration}
+        if self.saved_at != iteration:
+            if not self.by_epoch:
+                self._save_checkpoint_with_step(runner, iteration, meta)
+            elif not self._refuses(runner, iteration):
+                self._save(runner, INTERRUPTED, meta)
+        barrier()
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        if self._refuses(runner, meta['iter']):
+            return
+        outdated: list[int] = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                outdated.append(self.keep_ckpt_ids.popleft())
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        self._save(runner, self.filename_tmpl.format(step), meta, outdated)
+
+    def _save(
+        self, runner: Runner, name: str, meta: dict[str, Any], outdated: Sequence[int] = ()
+    ) -> None:
+        """Write a checkpoint, then the pointer, then remove the files of the outdated steps."""
+        runner.message_hub.update_info(_OUTDATED, list(outdated))  # for a run that is killed before
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self.saved_at = meta['iter']
+        if is_main_process():
+            pointer = Path(runner.work_dir) / POINTER
+            AtomicLocalBackend().put(str(self.last_ckpt).encode(), pointer)
+            self._remove([self.filename_tmpl.format(step) for step in outdated])
+            if name != INTERRUPTED:
+                self._remove([INTERRUPTED])
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Remove files from the folder of the checkpoints if they are there."""
+        for name in names:
+            path = self.file_backend.join_path(self.out_dir, name)
+            if self.file_backend.isfile(path):
+                self.file_backend.remove(path)
+            elif self.file_backend.isdir(path):  # of DeepSpeed
+                self.file_backend.rmtree(path)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, Any]) -> None:
+        if not self.save_best or self._refuses(runner, runner.iter):
+            return
+        self.file_backend = later = _RemovesLater(self.file_backend)
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        finally:
+            self.file_backend = later.backend
+        kept = {getattr(self, 'best_ckpt_path', None), self.last_ckpt}
+        kept.update(getattr(self, 'best_ckpt_path_dict', {}).values())
+        for path in later.outdated:
+            if path not in kept:
+                self.file_backend.remove(path)
+
+    def _refuses(self, runner: Runner, iteration: int) -> bool:
+        """Return whether the weights of any process are NaN or infinite, and report them."""
+        invalid = invalid_tensors(runner.model)
+        found = torch.tensor(float(bool(invalid)))
+        all_reduce(found, 'max')
+        if invalid:
+            report = write_report(runner, iteration, batch=self._batch)
+            runner.logger.error(
+                f'the checkpoint of iteration {iteration} is not saved: {len(invalid)} tensors are NaN or infinite, '
+                f'e.g. {invalid[0]}; earlier checkpoints are unchanged; report: {report}'
+            )
+        self.invalid = self.invalid + 1 if found else 0
+        return bool(found)
+
+    def _own_path(self, path: Any) -> str | None:
+        """Return the path in this run's folder of a best checkpoint that a loaded checkpoint names."""
+        name = os.path.basename(path) if isinstance(path, str) else ''
+        return self.file_backend.join_path(self.out_dir, name) if name.startswith('best_') else None

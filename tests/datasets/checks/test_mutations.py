@@ -1,0 +1,154 @@
+"""Random changes of annotation files, label maps and image files: the checks find what would end a training."""
+
+import copy
+import json
+import os
+import random
+import resource
+import shutil
+import traceback
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from swinv2_mm.datasets.checks import FILE_STAGES, READING_STAGES, ConfiguredData, check_data
+
+ODD = (
+    *(None, True, '', 'x', '7', -1, 0, 0.5, 1e308, 2**70, float('nan'), float('inf')),
+    *([], {}, [[]], [None], [1.0], [[1.0, 2.0]], {'size': [4, 4], 'counts': 'x'}, 'é' * 300),
+)
+
+
+def places(tree, path=()):
+    """Yield the paths of all values of a json document."""
+    items = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def change_json(document, draw):
+    """Return a document with one to three values that are replaced, removed or repeated, and what changed."""
+    document, done = copy.deepcopy(document), []
+    for _ in range(draw.randint(1, 3)):
+        *parents, key = draw.choice(list(places(document)))
+        parent = document
+        for step in parents:
+            parent = parent[step]
+        how = draw.choice(('replace', 'replace', 'remove', 'repeat'))
+        value = draw.choice(ODD)
+        if how == 'replace':
+            parent[key] = value
+        elif how == 'remove':
+            del parent[key]
+        elif isinstance(parent, list):
+            parent.append(copy.deepcopy(parent[key]))
+        done.append((how, (*parents, key), value))
+    return document, done
+
+
+def change_bytes(content, draw):
+    """Return bytes of which some are cut off, overwritten, removed or repeated."""
+    content = bytearray(content)
+    at, length = draw.randrange(len(content)), draw.randint(1, 64)
+    how = draw.choice(('cut', 'overwrite', 'remove', 'repeat', 'empty'))
+    if how == 'cut':
+        del content[at:]
+    elif how == 'overwrite':
+        content[at : at + length] = draw.randbytes(length)
+    elif how == 'remove':
+        del content[at : at + length]
+    elif how == 'repeat':
+        content[at:at] = content[at : at + length]
+    else:
+        content.clear()
+    return bytes(content), (how, at, length)
+
+
+def trains_or_is_found(config, part, name):
+    """Return the errors that the checks find, and what they say about a file; without any, read all samples."""
+    cfg = Config.fromfile(config, use_environment_variables=True)
+    init_default_scope(cfg.default_scope)
+    data = ConfiguredData(cfg, (part,))
+    found = check_data(data, FILE_STAGES + READING_STAGES)
+    errors = [finding for finding in found if finding.severity == 'error' or name in str(finding)]
+    if errors:
+        return errors
+    dataset = DATASETS.build(cfg[f'{part}_dataloader'].dataset)
+    for index in range(len(dataset)):
+        dataset[index]
+    return []
+
+
+def in_child(function):
+    """Run a function in a child process, since a library may end it, and return its exit status and what it printed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))  # a fault may ask for any amount
+            with os.fdopen(writer, 'w', buffering=1) as out:
+                code = function(lambda text: print(text, file=out))
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as text:
+        said = text.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+def check_changes(file, change, config, count):
+    """Apply changes to a file one by one; fail if one is neither found nor harmless."""
+    draw = random.Random(0)
+
+    def run(say):
+        found = 0
+        for _ in range(count):
+            changed, how = change(draw)
+            file.write_bytes(changed)
+            say(f'{how}: ends the process')
+            try:
+                found += bool(trains_or_is_found(config, 'train', file.name))
+            except Exception:
+                say(f'{how}\n{traceback.format_exc()[-2500:]}')
+                return 1
+        return 0 if found > count // 8 else 2
+
+    code, said = in_child(run)
+    assert code == 0, f'exit {code}\n{said[-3000:]}'
+
+
+@pytest.fixture
+def data(shapes_root, tmp_path, monkeypatch):
+    root = tmp_path / 'set'
+    shutil.copytree(shapes_root, root)
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(root))
+    return root
+
+
+def test_changed_annotations_are_found_or_harmless(data, detection_config, monkeypatch):
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
+    file = data / 'annotations' / 'instances_training.json'
+    document = json.loads(file.read_text())
+
+    def change(draw):
+        changed, how = change_json(document, draw)
+        return json.dumps(changed).encode(), how
+
+    check_changes(file, change, detection_config, 150)
+
+
+@pytest.mark.parametrize('folder', ['images', 'annotations'])
+def test_changed_files_are_found_or_harmless(data, segmentation_config, monkeypatch, folder):
+    monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
+    file = sorted((data / folder / 'training').glob('*.png'))[2]
+    content = file.read_bytes()
+    check_changes(file, lambda draw: change_bytes(content, draw), segmentation_config, 60)
