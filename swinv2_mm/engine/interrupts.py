@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import distributed
 
@@ -72,14 +73,14 @@ class InterruptHook(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, *_: Any, **__: Any) -> None:
         """Stop if asked to; after the last iteration of an epoch, `after_train_epoch` does."""
-        if self._agreed():
+        if self._agreed() and not _holds_gradients(runner):
             by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
             if not (by_epoch and self.end_of_epoch(runner.train_dataloader, batch_idx)):
                 self._stop(runner, runner.epoch, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Stop if asked to in the last iteration."""
-        if self._agreed():
+        if self._agreed() and not _holds_gradients(runner):
             self._stop(runner, runner.epoch + 1, runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
@@ -136,6 +137,12 @@ def ignore_signals() -> None:
     for name in _CODES:
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)
+
+
+def _holds_gradients(runner: Runner) -> bool:
+    """Return whether several processes have accumulated gradients, which a checkpoint does not hold."""
+    wrapper = runner.optim_wrapper
+    return runner.world_size > 1 and isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
 
 
 def _is_distributed() -> bool:

@@ -21,6 +21,9 @@ _BEYOND = 0.05
 _MANY_BEYOND = 0.5
 """Share of boxes beyond their images from which their format must be another one."""
 
+_FAR = 1e6
+"""Coordinates of polygons above which pycocotools, which walks along their edges, does not end well."""
+
 
 class _Json:
     """A file and what its data set makes of it.
@@ -190,13 +193,17 @@ def _find_masks(json: _Json) -> Iterator[Finding]:
     fault = 'have a polygon with NaN or infinite coordinates, on which pycocotools crashes'
     infinite = owners(~polygons.finite, polygons.owners)
     yield from json.annotations('error', 'polygon-not-finite', infinite, fault)
+    fault = f'have a polygon with coordinates above {_FAR:g}, for which pycocotools asks for all of the memory'
+    far = np.maximum(np.abs(polygons.lower), np.abs(polygons.upper)).max(-1, initial=0) > _FAR
+    far &= polygons.finite
+    yield from json.annotations('error', 'polygon-far', owners(far, polygons.owners), fault)
     short = ((polygons.lengths % 2 > 0) | (polygons.lengths < 6)) & ~polygons.malformed
     fault = 'have a polygon of fewer than three points or an odd number of coordinates, which is left out'
     yield from json.annotations(None, 'polygon-short', owners(short, polygons.owners), fault)
     sizes = file.image_sizes[polygons.owners]
     tolerance = np.maximum(2, _BEYOND * sizes)
     outside = ((polygons.lower < -tolerance) | (polygons.upper > sizes + tolerance)).any(-1)
-    outside &= polygons.finite
+    outside &= polygons.finite & ~far
     beyond = owners(outside, polygons.owners)
     severity: Severity = 'error' if beyond.sum() > _MANY_BEYOND * json.total else 'warning'
     fault = 'have a polygon that extends beyond the image'

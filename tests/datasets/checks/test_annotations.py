@@ -115,6 +115,7 @@ FAULTS = {
     'polygon-malformed ': one(segmentation=SQUARE),
     'polygon-not-finite': one(segmentation=[[NAN, *SQUARE[1:]]]),
     'polygon-not-finite ': one(segmentation=[[INF, *SQUARE[1:]]]),
+    'polygon-far': one(segmentation=[[2.0**70, *SQUARE[1:]]]),
     'polygon-short': every(segmentation=[SQUARE[:4]]),
     'polygon-short ': every(segmentation=[SQUARE[:7]]),
     'polygon-beyond': every(segmentation=[[x * 5 for x in SQUARE]]),
