@@ -2,6 +2,7 @@
 #   make demo   trains a detector on generated shapes and draws what it predicts
 #   make test   runs the test suite
 #   make test-fast   runs the tests that need no training, in three minutes
+#   make test-slow   runs longer proofs: many random faults, and half an hour of training under random kills
 #   make gpu    measures on a GPU, with the packages that PYTHON has and those in .gpu-wheels (docs/gpu.md)
 #   make gpu-wheels   collects into .gpu-wheels what a GPU machine without network lacks
 # The first two install what they need into $(VENV) first. No compiler is needed.
@@ -18,7 +19,7 @@ DEMO_DIR := work_dirs/demo
 SHAPES_DIR ?= data/shapes
 PYTEST_ARGS ?=
 
-.PHONY: help install demo test test-fast lint gpu gpu-wheels clean
+.PHONY: help install demo test test-fast test-slow lint gpu gpu-wheels clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,10 +66,14 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 SWINV2_MM_PEERS=$(PEERS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: $(STAMP)-test $(PEERS)/installed
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) -m 'not long' $(PYTEST_ARGS)
 
 test-fast: $(STAMP)-test $(PEERS)/installed
-	$(PYTEST) -m 'not slow' $(PYTEST_ARGS)
+	$(PYTEST) -m 'not slow and not long' $(PYTEST_ARGS)
+
+test-slow: $(STAMP)-test $(PEERS)/installed
+	$(PYTEST) -m long $(PYTEST_ARGS)
+	$(BIN)/python tests/soak.py
 
 lint: $(STAMP)-lint
 	$(BIN)/ruff check .

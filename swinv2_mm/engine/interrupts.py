@@ -142,7 +142,9 @@ def ignore_signals() -> None:
 def _holds_gradients(runner: Runner) -> bool:
     """Return whether several processes have accumulated gradients, which a checkpoint does not hold."""
     wrapper = runner.optim_wrapper
-    return runner.world_size > 1 and isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
+    return (
+        runner.world_size > 1 and isinstance(wrapper, OptimWrapper) and not wrapper.should_update()
+    )
 
 
 def _is_distributed() -> bool:

@@ -134,7 +134,8 @@ def data(shapes_root, tmp_path, monkeypatch):
     return root
 
 
-def test_changed_annotations_are_found_or_harmless(data, detection_config, monkeypatch):
+@pytest.mark.parametrize('count', [20, pytest.param(300, marks=pytest.mark.long)])
+def test_changed_annotations_are_found_or_harmless(data, detection_config, monkeypatch, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
     file = data / 'annotations' / 'instances_training.json'
     document = json.loads(file.read_text())
@@ -143,12 +144,13 @@ def test_changed_annotations_are_found_or_harmless(data, detection_config, monke
         changed, how = change_json(document, draw)
         return json.dumps(changed).encode(), how
 
-    check_changes(file, change, detection_config, 150)
+    check_changes(file, change, detection_config, count)
 
 
+@pytest.mark.parametrize('count', [10, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize('folder', ['images', 'annotations'])
-def test_changed_files_are_found_or_harmless(data, segmentation_config, monkeypatch, folder):
+def test_changed_files_are_found_or_harmless(data, segmentation_config, monkeypatch, folder, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
     file = sorted((data / folder / 'training').glob('*.png'))[2]
     content = file.read_bytes()
-    check_changes(file, lambda draw: change_bytes(content, draw), segmentation_config, 60)
+    check_changes(file, lambda draw: change_bytes(content, draw), segmentation_config, count)
