@@ -45,10 +45,12 @@ def remove_steering(content: Any, where: str) -> Any:
             texts.pop('cfg', None)
     kept = info.get('keep_ckpt_ids', [])
     if not isinstance(kept, list) or any(type(step) is not int for step in kept):
-        del info['keep_ckpt_ids']
-    info.pop('last_ckpt', None)
-    for key in [key for key in info if str(key).startswith('best_ckpt')]:
-        info[key] = _name_of_best(info[key])
+        info['keep_ckpt_ids'] = []
+    for key in info:
+        if key == 'last_ckpt':
+            info[key] = None
+        elif str(key).startswith('best_ckpt'):
+            info[key] = _name_of_best(info[key])
     return content
 
 
