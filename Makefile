@@ -87,7 +87,7 @@ GPU_WHEELS ?= .gpu-wheels
 GPU_PYTHON_VERSION ?= 3.12
 GPU_WHEELS_BUILT := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain
 GPU_WHEELS_SMALL := timm addict yapf platformdirs termcolor terminaltables prettytable wcwidth rich markdown-it-py mdurl pygments \
-  einops ftfy regex imaug mat4py model-index ordered-set markdown pycocotools shapely
+  einops ftfy regex imaug mat4py model-index ordered-set markdown pycocotools shapely orjson
 # With GPU_WHEELS_ALL=1 also the usual packages: torch, torchvision and timm are then enough.
 GPU_WHEELS_LARGE := opencv-python-headless scipy matplotlib contourpy cycler fonttools kiwisolver pyparsing python-dateutil \
   six scikit-image lazy-loader imageio tifffile pytest iniconfig pluggy hypothesis sortedcontainers

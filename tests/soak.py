@@ -147,7 +147,7 @@ def main() -> int:
     while True:
         process = start(folder, killed, epochs, *arguments)
         arguments = ('--resume',)
-        until = time.time() + draw.uniform(5.0, 25.0)
+        until = time.time() + draw.uniform(5.0, 45.0)
         while process.poll() is None and time.time() < until:
             usage.look(process, killed)
             time.sleep(0.2)

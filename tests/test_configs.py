@@ -13,6 +13,7 @@ from timm.models.swin_transformer_v2 import default_cfgs
 from torch import nn
 
 import swinv2_mm
+from swinv2_mm.checkpoints.sources import cached_file
 from swinv2_mm.checkpoints.windows import windows_of_name
 from swinv2_mm.engine.config import drop_pretrained
 from swinv2_mm.models.backbones.arch import ARCHS
@@ -143,7 +144,7 @@ def test_the_weights_come_from_a_file_that_was_put_in_its_place(leaf, tmp_path, 
     state = source.state_dict()
     del state['pretrained_window_sizes']
     state |= {'norm.weight': torch.ones(64), 'head.weight': torch.ones(3, 64)}
-    file = tmp_path / 'hub/checkpoints' / cfg.model.backbone.init_cfg.checkpoint.rsplit('/')[-1]
+    file = cached_file(cfg.model.backbone.init_cfg.checkpoint)
     file.parent.mkdir(parents=True)
     torch.save({'model': state}, file)
 

@@ -148,6 +148,7 @@ def test_tables_and_figure_can_be_made_again(compared, call_tool, tmp_path):
     assert 'timm' in (tmp_path / 'b.svg').read_text()
 
 
+@pytest.mark.long
 def test_sweeps_say_how_cost_grows(run_tool, tmp_path):
     done = run_tool(
         BACKBONE,
@@ -274,6 +275,7 @@ def test_a_process_that_dies_is_reported_and_started_again():
         assert not again.is_alive
 
 
+@pytest.mark.long
 def test_a_training_step_beside_swin_v1(run_tool, tmp_path):
     done = run_tool(
         TRAINING,

@@ -24,8 +24,10 @@ def test_batches_of_one_image_stop_before_the_first_step(root, capsys):
 
 
 def test_a_validation_of_several_sizes_stops_before_the_training(root, capsys):
-    path = str(root / 'images' / 'validation' / 'shape_00003.png')
-    assert cv2.imwrite(path, cv2.resize(cv2.imread(path), (96, 64)))
+    for folder in ('images', 'annotations'):
+        path = str(root / folder / 'validation' / 'shape_00003.png')
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        assert cv2.imwrite(path, cv2.resize(image, (96, 64), interpolation=cv2.INTER_NEAREST))
     line = refused(capsys, 'val_dataloader.batch_size=4')
     assert 'val_dataloader.batch_size is 4, and its images, which have several sizes' in line
 
