@@ -173,8 +173,8 @@ class ResumeStateHook(Hook):
         run_iter(*(index + self._skip for index in number), data_batch)
 
     def _skip_batches(self, count: int) -> None:
-        assert self._batches is not None
-        self._batches.skip = count
+        if self._batches is not None:
+            self._batches.skip = count
 
     def _resume_optimizer(
         self,

@@ -11,7 +11,9 @@ import pytest
 from swinv2_mm.engine import interrupts
 from swinv2_mm.engine.interrupts import InterruptHook
 
-RUNNER = SimpleNamespace(train_loop=None, epoch=0, iter=0, hooks=[])
+RUNNER = SimpleNamespace(
+    train_loop=None, optim_wrapper=None, world_size=1, epoch=0, iter=0, hooks=[]
+)
 
 
 @contextmanager
