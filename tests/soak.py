@@ -1,9 +1,9 @@
 """Train a quickstart under random kills, and compare it with a training that was not disturbed.
 
-`python tests/soak.py [--minutes 30] [--folder DIR]` generates a small data set, trains without a disturbance for half
-of the time at most, then trains again: the process is ended by SIGKILL, SIGTERM or SIGINT at random moments and started
-with `--resume`, until the training ends. It prints a summary as json and exits with 1 if weights, losses or metrics
-differ in any digit, or if a process or a temporary file is left.
+`python tests/soak.py [--minutes 30] [--folder DIR]` generates a small data set and trains undisturbed for about a
+quarter of the time. Then it trains again: the process is ended by SIGKILL, SIGTERM or SIGINT at random moments and
+started with `--resume`, until the training ends. It prints a summary as json and exits with 1 if weights, losses or
+metrics differ in any digit, or if a process or a temporary file is left.
 """
 
 import argparse
