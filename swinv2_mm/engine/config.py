@@ -49,7 +49,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SetupError(f'The config {path} cannot be read: {_described(error)}') from error
-    _merge_options(cfg, options)
+    merge_options(cfg, options)
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
         raise SetupError(
@@ -224,8 +224,12 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
     return f'{num_iters} iteration{plural} instead of {instead}, then one validation'
 
 
-def _merge_options(cfg: Config, options: Sequence[str]) -> None:
-    """Merge strings `KEY=VALUE` into `cfg`."""
+def merge_options(cfg: Config, options: Sequence[str]) -> None:
+    """Merge strings `KEY=VALUE` into `cfg`; warn about new keys.
+
+    Raises:
+        SetupError: An option cannot be merged.
+    """
     merged: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition('=')

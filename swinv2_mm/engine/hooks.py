@@ -146,7 +146,7 @@ class CheckpointMatchHook(Hook):
             re.sub(r'^module\.', '', key): value
             for key, value in checkpoint.get('state_dict', checkpoint).items()
         }
-        problem, none_fits = _compare(model.state_dict(), loaded)
+        problem, none_fits = compare_state(model.state_dict(), loaded)
         if problem:
             problem = f'The checkpoint {runner._load_from} {problem}'
             testing = not isinstance(runner._train_loop, BaseLoop)
@@ -157,7 +157,7 @@ class CheckpointMatchHook(Hook):
             runner.logger.warning(f'{problem}; they start from their initialisation.')
 
 
-def _compare(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:
+def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:
     """Return how the tensors of a checkpoint fall short of a model's, in words, and whether none fits."""
     wanted = {
         key: value

@@ -122,7 +122,7 @@ def train(
             say(f'checkpoint: {newest_checkpoint(runner.work_dir)}; log: {log_file()}')
         return EXIT_OK
 
-    return _guarded(run, launcher, trust_checkpoint)
+    return guarded(run, launcher, trust_checkpoint)
 
 
 def evaluate(
@@ -173,11 +173,17 @@ def evaluate(
             say(f'log: {log_file()}')
         return EXIT_OK
 
-    return _guarded(run, launcher, trust_checkpoint)
+    return guarded(run, launcher, trust_checkpoint)
 
 
-def _guarded(run: Callable[[], int], launcher: str, trust: bool) -> int:
-    """Run `run`; report what goes wrong and return the exit code."""
+def guarded(run: Callable[[], int], launcher: str = 'none', trust: bool = False) -> int:
+    """Run the body of a tool; report what goes wrong and return the exit code.
+
+    Args:
+        run: Returns the exit code.
+        launcher: See `train`.
+        trust: Whether to accept checkpoints as they are.
+    """
     rank = process_rank(launcher)
     start_logging(rank)
     with restored_device(), guard_mmengine(), trust_checkpoints(trust):
