@@ -85,3 +85,16 @@ def test_failures_are_in_the_log_file(run_logger, tmp_path, capsys):
     seen = capsys.readouterr()
     assert seen.err == 'the disk is full\n' and seen.out == ''
     assert 'the disk is full' in (tmp_path / 'run.log').read_text()
+
+
+def test_a_log_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, capsys):
+    name = f'run_{tmp_path.name}'
+    logger = MMLogger.get_instance(name, log_file='/dev/full')
+    console.continue_logging(logger)
+    logger.info('first')
+    logger.warning('second')
+    seen = capsys.readouterr()
+    assert 'the log file /dev/full cannot be written (No space left on device)' in seen.out
+    assert 'second' in seen.out
+    assert 'Traceback' not in seen.out + seen.err
+    assert console.log_file(logger) is None

@@ -221,23 +221,30 @@ def test_fewer_threads_than_torch_counts_on(environment, tmp_path):
         torch.testing.assert_close(fewer, one, rtol=1e-3, atol=1e-5 * float(one.abs().max()) + 1e-9)
 
 
-@pytest.mark.slow
-def test_memory_stays_bounded_at_random_sizes():
+@pytest.mark.parametrize(
+    'calls',
+    [pytest.param(60, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.long)],
+)
+def test_memory_stays_bounded_at_random_sizes(calls):
     code = (
-        'import random, torch\n'
+        'import os, random, sys, torch\n'
         'from swinv2_mm import SwinTransformerV2\n'
         'def resident():\n'
         '    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20\n'
         'model = SwinTransformerV2(dict(embed_dims=48, depths=(2, 2), num_heads=(2, 4)), out_indices=(0, 1)).eval()\n'
-        'draw, seen = random.Random(0), []\n'
+        'draw, seen, calls = random.Random(0), [], int(sys.argv[1])\n'
+        'files = len(os.listdir("/proc/self/fd"))\n'
         'with torch.inference_mode():\n'
-        '    for call in range(120):\n'
+        '    for call in range(calls):\n'
         '        model(torch.zeros(1, 3, draw.randint(32, 900), draw.randint(32, 900)))\n'
         '        seen.append(resident())\n'
-        'print(min(seen[5:20]), max(seen[20:70]), max(seen[70:]))\n'
+        'print(min(seen[5:20]), max(seen[20:calls * 2 // 3]), max(seen[calls * 2 // 3:]))\n'
+        'print(len(os.listdir("/proc/self/fd")) - files)\n'
     )
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    first, middle, last = map(int, out.stdout.split())
+    command = [sys.executable, '-c', code, str(calls)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, middle, last, files = map(int, out.stdout.split())
+    assert files <= 0
     assert last < first + 450, out.stdout
     assert last < 1.1 * middle, out.stdout
 

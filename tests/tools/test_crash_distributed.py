@@ -54,6 +54,15 @@ def test_a_lost_process_ends_the_run_with_a_reason(pair, number, reason):
     assert finish(process, 90)[0] == 1
 
 
+def test_a_dead_worker_ends_all_processes_with_a_reason(pair):
+    process = pair(free_port(), workers=1, heartbeat=4)
+    read_until(process, r'\(train\).*\[ *3/')
+    os.kill(min(children(children(process.pid)[1])), signal.SIGKILL)
+    code, output = finish(process, 90)
+    assert code == 1, output
+    assert 'is killed by signal: Killed' in output
+
+
 def test_a_port_in_use_is_told(pair):
     with socket.socket() as used:
         used.bind(('127.0.0.1', 0))

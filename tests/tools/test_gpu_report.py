@@ -62,6 +62,7 @@ def rows_of(folder, part):
     return read_results(folder / f'{part}.json')['rows']
 
 
+@pytest.mark.long
 @pytest.mark.parametrize('part', report.PARTS)
 def test_every_part_is_measured_to_its_end(measured, part):
     results = read_results(measured[0] / f'{part}.json')
@@ -72,6 +73,7 @@ def test_every_part_is_measured_to_its_end(measured, part):
     assert results['header']['command'].startswith('python tools/gpu_report.py --device cpu')
 
 
+@pytest.mark.long
 def test_the_report_shows_every_part_and_is_small(measured):
     folder, done = measured
     assert len(list(folder.iterdir())) <= 8
@@ -84,10 +86,12 @@ def test_the_report_shows_every_part_and_is_small(measured):
     assert 'python tools/gpu_report.py --device cpu --quick' in text
 
 
+@pytest.mark.long
 def test_the_tests_of_the_kernels_pass(measured):
     assert {row['outcome'] for row in rows_of(measured[0], 'tests')} == {'passed'}
 
 
+@pytest.mark.long
 def test_attention_kernels_are_compared_with_the_reference(measured):
     for row in rows_of(measured[0], 'kernels'):
         assert set(row['ms']) - {'flex'} == {'ours', 'sdpa', 'reference'}
@@ -95,6 +99,7 @@ def test_attention_kernels_are_compared_with_the_reference(measured):
         assert row['op'] == 'forward + backward' or max(row['differences'].values()) < 0.02
 
 
+@pytest.mark.long
 def test_backbones_of_several_processes_compute_the_same(measured):
     rows = rows_of(measured[0], 'backbones')
     assert [row['mode'] for row in rows] == ['eval', 'train']
@@ -104,6 +109,7 @@ def test_backbones_of_several_processes_compute_the_same(measured):
     assert 0 < rows[0]['differences']['timm'] < 0.1
 
 
+@pytest.mark.long
 def test_detectors_are_compared_in_training_and_inference(measured):
     rows = rows_of(measured[0], 'detectors')
     found = [(row['task'], row['mode']) for row in rows]
@@ -119,6 +125,7 @@ def test_detectors_are_compared_in_training_and_inference(measured):
     assert set(rows[2]['parts_ms']) == {'backbone', 'decode_head'}
 
 
+@pytest.mark.long
 def test_the_training_ends_with_a_metric(measured):
     (row,) = rows_of(measured[0], 'training')
     assert 0 <= row['metrics']['mIoU'] <= 100
