@@ -1,8 +1,8 @@
 """Registries of this package.
 
-`MODELS`, `DATASETS`, `HOOKS` and `OPTIM_WRAPPERS` are children of mmengine's root registries with the scope
-`swinv2_mm`. mmengine imports their modules when a config names one, so `type='swinv2_mm.SwinTransformerV2'` builds the
-backbone in every scope.
+`MODELS`, `DATASETS`, `TRANSFORMS`, `HOOKS` and `OPTIM_WRAPPERS` are children of mmengine's root registries with the
+scope `swinv2_mm`. mmengine imports their modules when a config names one, so `type='swinv2_mm.SwinTransformerV2'`
+builds the backbone in every scope.
 
 The root registry also has the backbones under their plain names, for scopes without a class of that name. In the scope
 of MMPretrain, the plain name `SwinTransformerV2` builds the class of MMPretrain.
@@ -18,6 +18,7 @@ from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 BACKBONES = ('SwinTransformerV2', 'SwinTransformerV2CR')
@@ -27,6 +28,12 @@ DATASETS = Registry(
     parent=ROOT_DATASETS,
     scope='swinv2_mm',
     locations=['swinv2_mm.datasets.classification'],
+)
+TRANSFORMS = Registry(
+    'transform',
+    parent=ROOT_TRANSFORMS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.datasets.multiband'],
 )
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine.hooks'])
 OPTIM_WRAPPERS = Registry(

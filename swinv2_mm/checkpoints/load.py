@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, HEADS, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.sources import fetch_checkpoint
-from swinv2_mm.checkpoints.table import Recipe, translate
+from swinv2_mm.checkpoints.table import Change, Recipe, translate
 from swinv2_mm.checkpoints.windows import (
     Configured,
     Pair,
@@ -32,6 +33,7 @@ from swinv2_mm.checkpoints.windows import (
 )
 
 # What weights of other libraries lack, and what does no harm at its initial values.
+_FIRST = 'patch_embed.proj.weight'
 _FRESH = r'norm\d+\.|.*\.num_batches_tracked$|layers\.\d+\.blocks\.\d+\.offset_network\.'
 
 
@@ -168,6 +170,10 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
             report.unexpected[key] = str(error)
             continue
         shapes = tuple(made.shape), tuple(targets[key].shape)
+        if key == _FIRST and _differs_in_bands(*shapes):
+            recipe = replace(recipe, change=_for_bands(shapes[1][1], recipe.change))
+            report.adapted[key] = f'from 3 to {shapes[1][1]} channels'
+            shapes = shapes[1], shapes[1]
         if not all(source.isfinite().all() for source in sources.values()):
             report.not_finite[key] = ''
         elif shapes[0] != shapes[1]:
@@ -180,6 +186,31 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
         else:
             report.missing[key] = ''
     return fitting
+
+
+def _differs_in_bands(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Return whether a convolution of RGB images differs from ours in the number of channels only."""
+    return (
+        len(theirs) == 4
+        and theirs[1] == 3 != ours[1]
+        and theirs[2:] == ours[2:]
+        and theirs[0] == ours[0]
+    )
+
+
+def _for_bands(bands: int, change: Change | None) -> Change:
+    """Return a change that turns a convolution of RGB images into one of `bands` channels, as timm does.
+
+    One channel gets the sum of the weights; more channels repeat them in the order R, G, B, times 3 / `bands`.
+    """
+
+    def adapt(weight: Tensor) -> Tensor:
+        from timm.models import adapt_input_conv
+
+        adapted: Tensor = adapt_input_conv(bands, weight if change is None else change(weight))
+        return adapted
+
+    return adapt
 
 
 def _check_numbers(source: Tensor, target: Tensor) -> None:

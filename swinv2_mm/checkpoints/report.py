@@ -26,6 +26,7 @@ class LoadReport:
     model_windows: Sequence[Pair] = ()
     position_windows: Sequence[Pair] = ()  # by which the model divides coordinates after the load
     loaded: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)  # loaded after a change of shape
     dropped: dict[str, list[str]] = field(default_factory=dict)  # left out on purpose, by reason
     fresh: list[str] = field(default_factory=list)  # not in the file, and keep their initial values
     allowed: list[str] = field(default_factory=list)  # from the four below
@@ -94,6 +95,7 @@ class LoadReport:
             'layout': self.layout + (f', prefix {self.prefix!r}' if self.prefix else ''),
             'trained at window': trained,
             'loaded': f'{len(self.loaded)} tensors',
+            **({'adapted': _count(self.adapted)} if self.adapted else {}),
             **{f'dropped: {why}': _count(keys) for why, keys in self.dropped.items()},
             'newly initialised': _count(self.fresh),
             **{what: _count(keys) for what, keys in self._wrong.items()},

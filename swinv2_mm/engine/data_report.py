@@ -23,6 +23,7 @@ from swinv2_mm.datasets.checks import (
 )
 from swinv2_mm.datasets.checks.annotations import count_classes
 from swinv2_mm.datasets.checks.files import total
+from swinv2_mm.datasets.checks.read_files import find_step
 from swinv2_mm.datasets.checks.samples import prepare, spread, untouched_randomness
 from swinv2_mm.engine.config import load_config
 from swinv2_mm.engine.console import start_logging
@@ -145,7 +146,10 @@ def _draw(data: ConfiguredData, folder: Path) -> int:
                 if not isinstance(sample, dict) or 'data_samples' not in sample:
                     continue
                 truth = sample['data_samples']
-                image = np.ascontiguousarray(sample['inputs'].permute(1, 2, 0).numpy()[..., ::-1])
+                image = sample['inputs'].permute(1, 2, 0).numpy()
+                multiband = find_step(dataset, 'LoadMultibandImage')
+                image = multiband.picture_of(image) if multiband else image[..., ::-1]
+                image = np.ascontiguousarray(image)
                 if part != 'train' and 'ori_shape' in truth:  # annotations keep the original size
                     image = cv2.resize(image, truth.ori_shape[1::-1])
                 file = folder / f'{part}_{index:06d}.png'

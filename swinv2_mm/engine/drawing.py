@@ -11,6 +11,7 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from swinv2_mm.datasets.checks.read_files import find_step
 from swinv2_mm.registry import HOOKS
 
 _SMALLEST_SIDE = 224
@@ -56,7 +57,7 @@ class SideBySideHook(Hook):
             options = {'pred_score_thr': self.min_score} if 'pred_instances' in sample else {}
             runner.visualizer.add_datasample(
                 path.stem,
-                mmcv.imread(str(path), channel_order='rgb'),
+                self._picture(runner, path),
                 data_sample=sample,
                 out_file=str(self._file(path)),
                 **options,
@@ -88,6 +89,12 @@ class SideBySideHook(Hook):
             resize=_SMALLEST_SIDE if small else None,
             out_file=str(self._file(path)),
         )
+
+    @staticmethod
+    def _picture(runner: Runner, path: Path) -> np.ndarray:
+        """Return the photograph of a sample, or the bands of it that the pipeline shows."""
+        multiband = find_step(runner.test_dataloader.dataset, 'LoadMultibandImage')
+        return multiband.picture(path) if multiband else mmcv.imread(str(path), channel_order='rgb')
 
     def _file(self, image: Path) -> Path:
         """Return the path of a picture; images of one name in several folders keep their folder's name."""

@@ -84,14 +84,21 @@ def read_records(
     ]
     reader = getattr(find_step(dataset, 'LoadImageFromFile'), 'imdecode_backend', None)
     opencv = reader == 'cv2'
+    multiband = find_step(dataset, 'LoadMultibandImage')
     with ThreadPoolExecutor(_THREADS) as threads:
-        records = threads.map(lambda info: _read_record(info, loading, opencv), infos)
+        records = threads.map(lambda info: _read_record(info, loading, opencv, multiband), infos)
         return list(progress(records, len(infos), title))
 
 
-def _read_record(info: Mapping[str, Any], loading: Any, opencv: bool) -> Record:
+def _read_record(info: Mapping[str, Any], loading: Any, opencv: bool, multiband: Any) -> Record:
     image_path, label_path = info.get('img_path', ''), info.get('seg_map_path', '')
-    image = read_image(image_path, opencv=opencv)[0] if _is_local(image_path) else None
+    image = None
+    if _is_local(image_path):
+        image = (
+            _read_multiband(image_path, multiband)
+            if multiband
+            else read_image(image_path, opencv=opencv)[0]
+        )
     if loading is None or not _is_local(label_path):
         return Record(info, image)
     label, values = read_image(label_path, whole=True)
@@ -143,6 +150,17 @@ def read_image(
     if opencv and _decode(content, flag) is None:
         return ImageFile(path, 'are damaged or cut off', **known), None
     return ImageFile(path, **known), values
+
+
+def _read_multiband(path: str, loading: Any) -> ImageFile:
+    """Return what an image file is that `LoadMultibandImage` reads."""
+    try:
+        height, width = loading.transform({'img_path': path})['img_shape']
+    except (OSError, ValueError) as error:
+        reason = str(error).removeprefix(path).strip()
+        missing = isinstance(error, FileNotFoundError) or not Path(path).exists()
+        return ImageFile(path, 'do not exist' if missing else f'cannot be read as bands ({reason})')
+    return ImageFile(path, size=(width, height))
 
 
 def _read_by_opencv(
