@@ -132,6 +132,12 @@ class InterruptHook(Hook):
             os.write(1, f'stopping after this iteration; {again} to stop at once\n'.encode())
 
 
+def raise_interrupts() -> None:
+    """Raise KeyboardInterrupt on Ctrl-C from now on; before, the tools end at once."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def ignore_signals() -> None:
     """Ignore the signals that end a training from now on."""
     for name in _CODES:

@@ -43,7 +43,7 @@ from swinv2_mm.engine.devices import (
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, use_tta
 from swinv2_mm.engine.failures import find_outside_cause, report_failure, was_interrupted
-from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, ignore_signals
+from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, ignore_signals, raise_interrupts
 from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
 
 EXIT_OK = 0
@@ -104,6 +104,7 @@ def train(
             say(f'schedule: {limit_iterations(cfg, max_iters)}')
         parts = ('train', 'val') if cfg.get('val_cfg') else ('train',)
         runner = _checked(cfg, on, TrainingRunner, parts)
+        raise_interrupts()
         started = time.time()
         try:
             runner.train()
