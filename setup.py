@@ -1,7 +1,7 @@
 """Build step of the OpenMMLab packaging convention; all metadata is in pyproject.toml.
 
-A wheel carries configs, tools and the model index in `swinv2_mm/.mim`, where `mim` and mmengine look for them
-(`_base_ = 'swinv2_mm::...'`, `mim train swinv2_mm ...`).
+A wheel carries configs, tools and the model index in `swinv2_mm/.mim`, where `swinv2-mm`, `swinv2_mm.shipped` and `mim`
+look for them.
 """
 
 import shutil

@@ -14,6 +14,7 @@ from torch import nn
 # They build every config, compare with other libraries, compile kernels, or start many processes.
 _SLOW = (
     *('checkpoints/test_layout_parity.py', 'checkpoints/test_safe_loading.py'),
+    'apis/',
     *('checkpoints/test_tools.py', 'test_config', 'test_classification_configs.py'),
     *('test_import.py', 'models/backbones/test_compile_and_export.py'),
     *('models/backbones/test_on_gpus.py', 'models/backbones/test_swin_transformer_v2_cr.py'),

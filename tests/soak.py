@@ -125,6 +125,8 @@ def main() -> int:
     )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
+    # Shells start jobs in the background with SIGINT ignored, which processes inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, draw = args.folder.absolute(), random.Random(args.seed)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

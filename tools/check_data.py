@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+
+from swinv2_mm_cli import add_cfg_options, make_parser, prepare_process
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog='Exit code 0, or 2 if training would suffer.'
-    )
+    parser = make_parser(__doc__, 'Exit code 0, or 2 if training would suffer.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--split',
@@ -37,16 +36,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir', metavar='D', help='draw samples of each part with their annotations into D'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config'
-    )
+    add_cfg_options(parser, 'data_root=data/mine/')
     return parser.parse_args()
 
 
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
-    os.environ['CUDA_VISIBLE_DEVICES'] = ''  # hide GPUs before torch looks for them
+    prepare_process('cpu')
     from swinv2_mm.engine.data_report import report
 
     return report(**vars(args))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+
+from swinv2_mm_cli import (
+    add_cfg_options,
+    add_device,
+    add_launcher,
+    add_trust,
+    make_parser,
+    prepare_process,
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--work-dir',
@@ -38,42 +46,17 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='start from scratch where the config starts from pre-trained weights',
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='accept checkpoints as they are, with code to run or NaN weights: only for files that you trust',
-    )
-    parser.add_argument(
-        '--device',
-        default='auto',
-        metavar='DEV',
-        help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started; dist_train.sh and slurm_train.sh set it',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='override the config, e.g. train_dataloader.batch_size=4 model.backbone.with_cp=True',
-    )
+    add_trust(parser)
+    add_device(parser)
+    add_launcher(parser)
+    add_cfg_options(parser, 'train_dataloader.batch_size=4 model.backbone.with_cp=True')
     return parser.parse_args()
 
 
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
-    # Threads that wait by spinning for long are several times slower as soon as they share their cores with other
-    # work; threads that sleep at once lose a fifth on idle cores. A short spin is good at both.
-    if 'OMP_WAIT_POLICY' not in os.environ:
-        os.environ.setdefault('GOMP_SPINCOUNT', '20000')
-    if args.device == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''  # hide GPUs before torch looks for them
+    prepare_process(args.device)
     from swinv2_mm.engine.launch import train
 
     return train(**vars(args))

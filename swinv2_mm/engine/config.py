@@ -11,6 +11,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 
+from swinv2_mm import shipped
 from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.errors import SetupError
 
@@ -33,18 +34,17 @@ _HOOKS = {
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Config:
-    """Read a config file and merge `--cfg-options` into it; warn about options that the config does not have.
+    """Read a config and merge `--cfg-options` into it; warn about options that the config does not have.
 
     Args:
-        path: The config file.
+        path: See `find_config`.
         options: Strings `KEY=VALUE`; dots in the key step into dicts and lists.
 
     Raises:
         SetupError: There is no such file, it does not parse, an option cannot be merged, or it is not a config for
             detection, segmentation or classification, or for a library that cannot be imported.
     """
-    if not Path(path).is_file():
-        raise SetupError(f'The config {path} does not exist{_similar(Path(path))}.')
+    path = find_config(path)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
@@ -65,6 +65,35 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
             f"The config {path} asks for runner_type={cfg.runner_type!r}: run it with its library's own tool."
         )
     return cfg
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config.
+
+    Args:
+        name: A file, or the name of a config that comes with the package, also with its folder; `.py` may be left out.
+
+    Raises:
+        SetupError: There is no such config; the message names similar ones.
+    """
+    stem = name.removesuffix('.py')
+    for path in (name, f'{stem}.py'):
+        if Path(path).is_file():
+            return path
+    configs = shipped.folder() / 'configs'
+    known = {
+        file.relative_to(configs).with_suffix('').as_posix(): file
+        for file in sorted(configs.rglob('*.py'))
+        if '_base_' not in file.parts
+    }
+    end = f'/{stem.removeprefix("configs/")}'
+    found = [str(file) for key, file in known.items() if f'/{key}'.endswith(end)]
+    if len(found) == 1:
+        return found[0]
+    near = [file.stem for file in (*known.values(), *Path(name).parent.glob('*.py'))]
+    close = difflib.get_close_matches(Path(stem).name, dict.fromkeys(near), n=3, cutoff=0.7)
+    meant = f'; did you mean {" or ".join(found or close)}?' if found or close else '.'
+    raise SetupError(f'The config {name} does not exist{meant}')
 
 
 def _require_library(path: str, scope: str) -> None:
@@ -273,11 +302,3 @@ def _described(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.lineno is not None and 'line' not in text:
         text = f'{text} (line {error.lineno})'
     return f'{type(error).__name__}: {text}'
-
-
-def _similar(path: Path) -> str:
-    """Return a half-sentence that names configs with a similar name, for messages."""
-    names = {str(file): file.name for file in Path('configs').rglob('*.py')}
-    close = difflib.get_close_matches(path.name, names.values(), n=1, cutoff=0.7)
-    similar = [file for file, name in names.items() if name in close]
-    return f'; did you mean {similar[0]}?' if similar else ''

@@ -1,15 +1,17 @@
 """Reading a config, and what the command line changes in it."""
 
-import os
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import PARAM_SCHEDULERS
 
+from swinv2_mm import shipped
 from swinv2_mm.engine.config import (
     complete_config,
     enable_amp,
     enable_lr_scaling,
+    find_config,
     limit_iterations,
     load_config,
     set_work_dir,
@@ -24,12 +26,45 @@ def written(tmp_path, text):
     return str(path)
 
 
-def test_a_missing_config_is_reported_with_the_one_that_was_meant(monkeypatch):
-    monkeypatch.chdir(os.path.join(os.path.dirname(__file__), '..', '..'))
-    with pytest.raises(
-        SetupError, match=r'does not exist; did you mean configs/mask_rcnn/mask-rcnn_swinv2-t-p4-w8'
-    ):
-        load_config('configs/mask-rcnn_swinv2-t-p4-w8_fpn_1x_coc.py')
+NAME = 'mask-rcnn_swinv2-t-p4-w8_fpn_1x_coco'
+
+
+@pytest.mark.parametrize('end', ['', '.py'])
+@pytest.mark.parametrize('start', ['', 'mask_rcnn/', 'configs/mask_rcnn/'])
+def test_a_config_is_found_by_its_name(start, end, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(f'{start}{NAME}{end}').filename.endswith(f'configs/mask_rcnn/{NAME}.py')
+
+
+def test_a_file_is_taken_before_the_config_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f'{NAME}.py').touch()
+    assert find_config(NAME) == f'{NAME}.py'
+
+
+def test_every_name_means_one_config():
+    leaves = [path.stem for path in shipped.folder().glob('configs/[!_]*/**/*.py')]
+    assert len(leaves) > 12 and [Path(find_config(name)).stem for name in leaves] == leaves
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (f'{NAME[:-1]}.py', f'does not exist; did you mean {NAME} or mask'),
+        (f'/data/{NAME}', f'does not exist; did you mean {NAME}'),
+        ('./mnie.py', r'./mnie.py does not exist; did you mean mine\?'),
+        ('quite_another', r'does not exist\.$'),
+        ('', r'does not exist'),
+        ('_base_/models/upernet_swinv2', r'does not exist'),
+    ],
+)
+def test_a_missing_config_is_reported_with_the_one_that_was_meant(
+    name, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').touch()
+    with pytest.raises(SetupError, match=message):
+        load_config(name)
 
 
 @pytest.mark.parametrize(

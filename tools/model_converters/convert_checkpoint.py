@@ -5,28 +5,38 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm.checkpoints import trust_checkpoints
-from swinv2_mm.checkpoints.convert import WRITABLE, convert_checkpoint
+from swinv2_mm_cli import add_trust, make_parser
+
+LAYOUTS = (
+    'native',
+    'official',
+    'timm',
+    'hf',
+    'torchvision',
+    'mmpretrain',
+    'native-cr',
+    'timm-cr',
+    'seed',
+)
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('src', help='file, https://..., timm://NAME, or hf://OWNER/NAME')
     parser.add_argument('dst', help='file to write: .pth or .safetensors')
-    parser.add_argument('--to', choices=WRITABLE, default='native', help='layout (default: native)')
+    parser.add_argument('--to', choices=LAYOUTS, default='native', help='layout (default: native)')
     parser.add_argument('--dry-run', action='store_true', help='report only, write nothing')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='accept SRC as it is, with code to run or NaN weights: only for files that you trust',
-    )
+    add_trust(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    from swinv2_mm.checkpoints import trust_checkpoints
+    from swinv2_mm.checkpoints.convert import convert_checkpoint
+
     try:
         with trust_checkpoints(args.trust_checkpoint):
             report = convert_checkpoint(args.src, args.dst, args.to, args.dry_run)

@@ -5,28 +5,26 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm.checkpoints import trust_checkpoints
-from swinv2_mm.checkpoints.convert import publish_checkpoint
+from swinv2_mm_cli import add_trust, make_parser
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument('src', help='checkpoint of a training run')
     parser.add_argument(
         'dst', help='file to write: model.safetensors becomes model-1a2b3c4d.safetensors'
     )
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='accept SRC as it is, with code to run or NaN weights: only for files that you trust',
-    )
+    add_trust(parser)
     return parser.parse_args()
 
 
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    from swinv2_mm.checkpoints import trust_checkpoints
+    from swinv2_mm.checkpoints.convert import publish_checkpoint
+
     try:
         with trust_checkpoints(args.trust_checkpoint):
             print(publish_checkpoint(args.src, args.dst))
