@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from mmcv.transforms import BaseTransform
+from PIL import Image
 
+from swinv2_mm.datasets.errors import ImageSetError
 from swinv2_mm.registry import TRANSFORMS
 
 TIFF = ('.tif', '.tiff')
 ARRAY = '.npy'
+_MEASURED = 200
+"""Images from which mean and standard deviation are measured."""
 _PERCENTILES = (2, 98)
 """Values of a band that become black and white in pictures."""
 
@@ -139,6 +144,23 @@ def band_statistics(paths: Iterable[str | Path]) -> tuple[list[float], list[floa
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
+
+
+def measure_bands(paths: Sequence[Path]) -> tuple[list[float], list[float]] | None:
+    """Return `band_statistics` of a sample of images, None if the first is not a TIFF or npy file with other bands.
+
+    Raises:
+        ImageSetError: If an image cannot be read, or they have different numbers of bands.
+    """
+    if paths[0].suffix.lower() not in (*TIFF, ARRAY):
+        return None
+    with suppress(OSError), Image.open(paths[0]) as image:
+        if image.mode in ('1', 'L', 'P', 'RGB'):
+            return None
+    try:
+        return band_statistics(paths[:: max(1, len(paths) // _MEASURED)])
+    except (OSError, ValueError, ImportError) as wrong:
+        raise ImageSetError(str(wrong)) from wrong
 
 
 def _stretch(image: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 from tool_runs import ROOT
 
@@ -57,6 +58,22 @@ def folder(tmp_path_factory, environment):
                 root / 'labels' / part / f'{file.stem}.png'
             )
     return root
+
+
+@pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
+def test_new_config_measures_the_bands(folder, run_tool, tmp_path):
+    config = tmp_path / 'bands.py'
+    run = run_tool('tools/new_config.py', folder, '--model', 'upernet_swinv2-nano', '-o', config)
+    assert run.returncode == 0, run.stdout + run.stderr
+    cfg = Config.fromfile(config)
+    mean, std = band_statistics((folder / 'images/train').glob('*.tif'))
+    for part in ('train', 'test'):
+        load = cfg[f'{part}_pipeline'][0]
+        np.testing.assert_allclose(load.mean, mean, rtol=1e-4)
+        np.testing.assert_allclose(load.std, std, rtol=1e-4)
+    assert cfg.model.backbone.in_channels == 6
+    assert cfg.model.data_preprocessor.mean is None
+    assert 'PhotoMetricDistortion' not in cfg.pretty_text
 
 
 @pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
