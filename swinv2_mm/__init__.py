@@ -14,16 +14,19 @@ from swinv2_mm.ops import mmcv_ext
 from swinv2_mm.version import __version__
 
 if TYPE_CHECKING:
+    from swinv2_mm.apis.predictor import Predictor
     from swinv2_mm.models import SwinTransformerV2, SwinTransformerV2CR
 
 mmcv_ext.install()  # before anything can import `mmcv.ops`
 
-__all__ = ['SwinTransformerV2', 'SwinTransformerV2CR', '__version__']
+__all__ = ['Predictor', 'SwinTransformerV2', 'SwinTransformerV2CR', '__version__']
 
 
 def __getattr__(name: str) -> Any:
     if name in registry.BACKBONES:
         return getattr(importlib.import_module('swinv2_mm.models'), name)
+    if name == 'Predictor':
+        return importlib.import_module('swinv2_mm.apis.predictor').Predictor
     if name in ('checkpoints', 'models'):
         return importlib.import_module(f'swinv2_mm.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

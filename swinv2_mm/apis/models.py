@@ -26,6 +26,8 @@ from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.hooks import compare_state
 
 _LARGEST_TEXT = 1 << 20
+_OF_MMCV = {'RoIAlign', 'RoIPool', 'nms', 'soft_nms'}
+"""What mmdet and mmcv take from `mmcv.ops` by name, not from a registry."""
 _FILE = re.compile(r'://|\.(pkl|pickle|npy|npz|json|ya?ml|csv|txt|pth?|bin|py)$', re.IGNORECASE)
 
 
@@ -181,7 +183,7 @@ def _require_registered(cfg: Config, where: str) -> None:
                     f'The model of the config in {where} reads the file {key}={value!r}: name the config file with '
                     '--config.'
                 )
-    known = set().union(*(registry.module_dict for registry in _registries()))
+    known = _OF_MMCV.union(*(registry.module_dict for registry in _registries()))
     used = [
         cfg.model,
         cfg.get('test_pipeline'),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 from pathlib import Path
 from typing import Any
 
+import orjson
 from mmengine.config import Config, ConfigDict
 
 from swinv2_mm.engine.errors import SetupError
@@ -44,7 +46,10 @@ def use_tta(cfg: Config) -> str:
 
 
 def dump_predictions(cfg: Config, out: str) -> None:
-    """Keep the predictions: a detector's or classifier's in a pickle file, a segmentor's as label PNGs in a folder.
+    """Keep the predictions: a detector's in a COCO json or pickle file, a classifier's in a pickle file, a segmentor's
+    as label PNGs in a folder.
+
+    With a json and a test set without annotations, nothing is evaluated.
 
     Raises:
         SetupError: The path does not fit.
@@ -54,11 +59,16 @@ def dump_predictions(cfg: Config, out: str) -> None:
     cfg.test_evaluator = _evaluators(cfg)
     if cfg.default_scope in kinds:
         kind, metric = kinds[cfg.default_scope]
-        if path.suffix not in ('.pkl', '.pickle'):
+        as_json = path.suffix == '.json' and kind == 'detector'
+        if path.suffix not in ('.pkl', '.pickle') and not as_json:
+            fits = 'a json or pickle file, e.g. predictions.json' if kind == 'detector' else ''
             raise SetupError(
-                f"--out {out}: a {kind}'s predictions go into a pickle file, e.g. predictions.pkl."
+                f"--out {out}: a {kind}'s predictions go into {fits or 'a pickle file, e.g. predictions.pkl'}."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
+        if as_json:
+            _add_json(cfg, path)
+            return
         cfg.test_evaluator += [ConfigDict(type=metric, out_file_path=str(path))]
         return
     if path.is_file() or path.suffix:
@@ -68,6 +78,24 @@ def dump_predictions(cfg: Config, out: str) -> None:
     for evaluator in cfg.test_evaluator:
         if evaluator.type == 'IoUMetric':
             evaluator.output_dir = str(path)
+
+
+def _add_json(cfg: Config, path: Path) -> None:
+    """Add the evaluator that writes a json; drop the others if there are no annotations."""
+    importlib.import_module('swinv2_mm.engine.coco_results')
+    dataset = _innermost(cfg.test_dataloader.dataset)
+    ann_file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    try:
+        content = orjson.loads(Path(ann_file).read_bytes())
+    except (OSError, ValueError) as error:
+        raise SetupError(
+            f'--out {path}: the category ids come from the COCO json of the test data, and {ann_file or "none"} '
+            f'cannot be read: {error}.'
+        ) from error
+    if not content.get('annotations'):
+        cfg.test_evaluator = []
+    writer = ConfigDict(type='CocoResultsFile', ann_file=ann_file, out_file_path=str(path))
+    cfg.test_evaluator += [writer]
 
 
 def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:

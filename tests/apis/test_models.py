@@ -53,6 +53,20 @@ def test_the_stored_config_equals_the_file(trained):
     assert cfg.to_dict() == expected.to_dict()
 
 
+def test_detectors_name_operators_of_mmcv(tmp_path, monkeypatch):
+    cfg = Config.fromfile('configs/quickstart/mask-rcnn_swinv2-nano_fpn_shapes.py')
+    import_library('mmdet')
+    init_default_scope('mmdet')
+    state = MODELS.build(cfg.model).state_dict()
+    for kind in ('nms', "__import__('os').mkdir('made')"):  # mmcv evaluates it
+        cfg.model.test_cfg.rcnn.nms.type = kind
+        torch.save(dict(state_dict=state, meta=dict(cfg=cfg.pretty_text)), tmp_path / 'a.pth')
+        if kind == 'nms':
+            assert load_model(tmp_path / 'a.pth', 'cpu').cfg.model.type == 'MaskRCNN'
+    with pytest.raises(SetupError, match='which is not registered'):
+        load_model(tmp_path / 'a.pth', 'cpu')
+
+
 def test_options_change_the_stored_config(trained):
     loaded = load_model(trained[1], 'cpu', ['model.test_cfg.mode=slide'])
     assert loaded.cfg.model.test_cfg.mode == 'slide'

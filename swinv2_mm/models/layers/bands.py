@@ -10,6 +10,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from swinv2_mm.ops.execution import runs_in_bands
+from swinv2_mm.ops.window_attention import has_symbolic_size
 
 # Elements of a band (tokens times channels), unless a row of windows is larger. Half or twice as many make little
 # difference; with fewer, matrix products get too small.
@@ -23,6 +24,8 @@ def in_bands(
 
     It runs in bands where possible; `axis` is that of the rows in `x`.
     """
+    if has_symbolic_size(x):
+        return forward(x)
     step = max(1, BAND_NUMBERS * x.shape[axis] // max(1, x.numel() * rows)) * rows
     if step >= x.shape[axis] or not runs_in_bands(module, x):
         return forward(x)

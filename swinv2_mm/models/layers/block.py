@@ -16,7 +16,13 @@ from swinv2_mm.models.layers.patch import PatchMerging
 from swinv2_mm.ops.execution import PLAIN, Execution, is_as_made, kinds, plan_block
 from swinv2_mm.ops.linear import call_linear, linear
 from swinv2_mm.ops.norm import add_norm
-from swinv2_mm.ops.window_attention import Band, Pair, WindowPartition
+from swinv2_mm.ops.window_attention import (
+    Band,
+    Pair,
+    SymbolicPartition,
+    WindowPartition,
+    has_symbolic_size,
+)
 
 
 class MLP(nn.Sequential):
@@ -115,7 +121,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, execution: Execution | None = None) -> Tensor:
         """Map `(B, H, W, C)` to the same shape, as `execution` says; `None` for the result of `plan_block`."""
         how = plan_block(self, x) if execution is None else execution
-        partition = WindowPartition.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
+        kind = SymbolicPartition if has_symbolic_size(x) else WindowPartition
+        partition = kind.fit((x.shape[1], x.shape[2]), self.window_size, self.shift)
         if not how.in_bands:
             return self._transform(x, partition)
         out = x if how.overwrite else torch.empty_like(x, memory_format=torch.contiguous_format)

@@ -10,6 +10,7 @@ from swinv2_mm.models.layers.bands import in_bands
 from swinv2_mm.ops import private
 from swinv2_mm.ops.execution import is_as_made, kinds, lacks_threads
 from swinv2_mm.ops.linear import call_linear
+from swinv2_mm.ops.window_attention import has_symbolic_size
 
 
 class PatchEmbed(nn.Module):
@@ -49,8 +50,12 @@ class PatchEmbed(nn.Module):
         )
 
     def _embed(self, x: Tensor) -> Tensor:
-        bottom, right = -x.shape[2] % self.patch_size, -x.shape[3] % self.patch_size
-        if bottom or right:
+        side = self.patch_size
+        bottom, right = -x.shape[2] % side, -x.shape[3] % side
+        if has_symbolic_size(x):
+            height, width = (size + (side - 1) - (size + (side - 1)) % side for size in x.shape[2:])
+            x = F.pad(x, (0, side - 1, 0, side - 1))[:, :, :height, :width]
+        elif bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
         if self._is_patchwise() and is_as_made(self.proj, nn.Conv2d) and lacks_threads(x):
             x = self._embed_by_product(x)
@@ -105,8 +110,14 @@ class PreNormPatchMerging(PatchMerging):
 
 def _join_neighbours(x: Tensor) -> Tensor:
     """Map `(B, H, W, C)` to `(B, ceil(H / 2), ceil(W / 2), 4C)`; an odd side is padded with zeros."""
-    bottom, right = x.shape[1] % 2, x.shape[2] % 2
-    if bottom or right:
-        x = F.pad(x, (0, 0, 0, right, 0, bottom))
+    height, width = x.shape[1:3]
+    if has_symbolic_size(x):
+        x = F.pad(x, (0, 0, 0, 1, 0, 1))
+        parts = [
+            x[:, row : height + row : 2, col : width + col : 2] for col in (0, 1) for row in (0, 1)
+        ]
+        return torch.cat(parts, dim=-1)
+    if height % 2 or width % 2:
+        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
     # The official order: down the first column, then down the second.
     return torch.cat([x[:, row::2, col::2] for col in (0, 1) for row in (0, 1)], dim=-1)

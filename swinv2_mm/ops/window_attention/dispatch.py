@@ -12,6 +12,7 @@ from swinv2_mm.ops.window_attention.fused import fused_window_attention
 from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention
 from swinv2_mm.ops.window_attention.partition import Band, WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
+from swinv2_mm.ops.window_attention.symbolic import SymbolicPartition
 from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention
 
 # Returns `change(table)`, computed or cached under a name.
@@ -52,6 +53,8 @@ def window_attention(
             different devices.
     """
     heads = len(scale)
+    if isinstance(partition, SymbolicPartition):
+        backend, sequential = 'reference', False
     chosen = choose_backend(backend, qkv.device, dropout_p, qkv.shape[3] // (3 * heads), qkv.dtype)
     tensors = (qkv, scale, bias_table) if isinstance(bias_table, Tensor) else (qkv, scale)
     if isinstance(bias_table, Tensor):
@@ -99,7 +102,7 @@ def check_inputs(
     """
     heads = len(scale)
     table = (heads, *(2 * side - 1 for side in partition.window))
-    if not isinstance(partition, Band) and tuple(qkv.shape[1:3]) != tuple(partition.size):
+    if type(partition) is WindowPartition and tuple(qkv.shape[1:3]) != tuple(partition.size):
         raise ValueError(
             f'qkv of shape {tuple(qkv.shape)} is not a map of {partition.size[0]} x {partition.size[1]} tokens, '
             'for which the partition is made'

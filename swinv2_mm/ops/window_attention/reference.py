@@ -31,7 +31,7 @@ def normalize(x: Tensor) -> Tensor:
     x = x if x.dtype == torch.float64 else x.float()
     squared = x.square().sum(dim=-1, keepdim=True)
     inverse = squared.clamp_min(MIN_NORM**2).rsqrt()
-    return x * inverse.where(squared > MIN_NORM**2, torch.zeros_like(inverse))
+    return x * torch.where(squared > MIN_NORM**2, inverse, 0.0)
 
 
 def expand_bias(table: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def attend(
     if regions is not None:
         num_windows = regions.shape[0]
         apart = regions[:, :, None] != regions[:, None, :]  # (nW, N, N)
-        logits = logits.unflatten(0, (-1, num_windows))
+        logits = logits.reshape(-1, num_windows, *logits.shape[1:])
         # Minus infinity, not the usual -100: logits span a range of 200, so -100 would not mask.
         logits = logits.masked_fill(apart[None, :, None], -math.inf)
         logits = logits.flatten(0, 1)

@@ -54,6 +54,7 @@ def test_exported_program_gives_the_same(model):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_onnx_runtime_gives_the_same(model, tmp_path):
     pytest.importorskip('onnxscript')
     runtime = pytest.importorskip('onnxruntime')
@@ -68,12 +69,13 @@ def test_onnx_runtime_gives_the_same(model, tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning', 'ignore:.*deprecated:FutureWarning')
-def test_traced_model_gives_the_same(model):
-    x = torch.randn(1, 3, 50, 38)
+def test_traced_model_gives_the_same_at_any_size(model):
     with torch.no_grad():
-        traced = torch.jit.trace(model, x)
-        for mine, theirs in zip(traced(x), model(x)):
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+        traced = torch.jit.trace(model, torch.randn(2, 3, 50, 38))
+        for size in ((1, 50, 38), (3, 64, 64), (1, 9, 71), (2, 3, 5), (1, 1, 1)):
+            x = torch.randn(size[0], 3, *size[1:])
+            for mine, theirs in zip(traced(x), model(x)):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('backend', ['auto', 'fused', 'reference'])

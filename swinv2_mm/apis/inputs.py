@@ -1,0 +1,157 @@
+"""What a user names for a prediction: files, folders, patterns, addresses, videos and cameras."""
+
+from __future__ import annotations
+
+import glob
+import signal
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlparse
+
+import cv2
+import numpy as np
+
+from swinv2_mm.engine.errors import SetupError
+
+IMAGES = ('.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+_LARGEST_DOWNLOAD = 100 << 20
+_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image, or a video or camera, and the name of what is written for it.
+
+    Args:
+        location: A path, an address, or the number of a camera.
+        name: Relative path of the outputs, without suffix.
+        video: Whether it has frames.
+    """
+
+    location: str | int
+    name: Path
+    video: bool = False
+
+
+def find_sources(inputs: Sequence[str], outputs: Path) -> list[Source]:
+    """Return what the inputs mean: folders with what is below them, each location once.
+
+    Args:
+        inputs: Files, folders, patterns such as `photos/*.jpg`, addresses, numbers of cameras.
+        outputs: Folder of the outputs, which is not searched below an input folder.
+
+    Raises:
+        SetupError: If an input does not exist, or no image or video is in it.
+    """
+    found: dict[str | int, Source] = {}
+    for given in inputs:
+        for source in _find(given, outputs.resolve()):
+            found.setdefault(source.location, source)
+    return list(found.values())
+
+
+def _find(given: str, outputs: Path) -> list[Source]:
+    path = Path(given)
+    if '://' in given:
+        parts = urlparse(given)
+        frames = parts.scheme not in ('http', 'https') or _is_video(Path(parts.path))
+        return [Source(given, Path(Path(parts.path).stem or parts.netloc), frames)]
+    if path.is_file():
+        return [Source(given, Path(path.stem), _is_video(path))]
+    if given.isdecimal() and not path.exists():
+        return [Source(int(given), Path(f'camera{given}'), True)]
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob('*'))
+            if file.suffix.lower() in IMAGES + VIDEOS
+            and not any(part.startswith('.') for part in file.relative_to(path).parts)
+            and not (outputs != path.resolve() and file.resolve().is_relative_to(outputs))
+        ]
+        if not files:
+            raise SetupError(f'The folder {given} holds no image or video.')
+        return [
+            Source(str(file), file.relative_to(path).with_suffix(''), _is_video(file))
+            for file in files
+        ]
+    files = [
+        Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()
+    ]
+    if not files:
+        what = 'matches no file' if glob.has_magic(given) else 'does not exist'
+        raise SetupError(f'The input {given} {what}.')
+    return [Source(str(file), Path(file.stem), _is_video(file)) for file in files]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEOS
+
+
+@contextmanager
+def local_file(location: str) -> Iterator[str]:
+    """Give the path of an image; one at an address is downloaded and removed afterwards.
+
+    Raises:
+        OSError: If it cannot be downloaded or has more than 100 MiB.
+    """
+    if '://' not in location:
+        yield location
+        return
+    if urlparse(location).scheme not in ('http', 'https'):
+        raise OSError('the address must begin with http:// or https://')
+    request = urllib.request.Request(location, headers={'User-Agent': 'swinv2-mm'})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+        content = answer.read(_LARGEST_DOWNLOAD + 1)
+    if len(content) > _LARGEST_DOWNLOAD:
+        raise OSError(f'the download has more than {_LARGEST_DOWNLOAD >> 20} MiB')
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, 'image' + Path(urlparse(location).path).suffix)
+        file.write_bytes(content)
+        yield str(file)
+
+
+class Video:
+    """The frames of a video or camera, one at a time.
+
+    Args:
+        location: A path, an address, or the number of a camera, which ends with Ctrl-C.
+
+    Raises:
+        OSError: If it cannot be opened.
+    """
+
+    def __init__(self, location: str | int) -> None:
+        self.live = isinstance(location, int)
+        self._capture = cv2.VideoCapture(location)
+        if not self._capture.isOpened():
+            raise OSError('cannot be opened as a video')
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
+        if not 1 <= self.fps <= 1000:  # unknown
+            self.fps = 30.0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield frames `(H, W, 3)` in BGR."""
+        stopped = False
+
+        def stop(*_: object) -> None:
+            nonlocal stopped
+            stopped = True
+
+        handled = self.live and threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, stop) if handled else None
+        try:
+            while not stopped:
+                found, frame = self._capture.read()
+                if not found:
+                    break
+                yield frame
+        finally:
+            self._capture.release()
+            if handled:
+                signal.signal(signal.SIGINT, before)

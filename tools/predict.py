@@ -1,0 +1,71 @@
+"""Predict on images, folders, videos or a camera, and write pictures, label maps, json and csv."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from swinv2_mm_cli import add_cfg_options, add_device, add_trust, make_parser, prepare_process
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument(
+        'inputs',
+        nargs='+',
+        metavar='INPUT',
+        help='image or video file, folder (searched with its subfolders), pattern, URL, or number of a camera',
+    )
+    parser.add_argument(
+        '--model', required=True, help='work directory, checkpoint, or URL of a checkpoint'
+    )
+    parser.add_argument(
+        '--config',
+        metavar='F',
+        help='config file of a checkpoint that has none inside or beside it',
+    )
+    parser.add_argument(
+        '--out',
+        default='predictions',
+        metavar='D',
+        help='folder for pictures, videos and label PNGs (default: predictions)',
+    )
+    parser.add_argument('--json', dest='json_file', metavar='F', help='write a COCO json')
+    parser.add_argument('--csv', dest='csv_file', metavar='F', help='write a table')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='leave out objects with a lower score (default: 0.3)',
+    )
+    parser.add_argument(
+        '--tile',
+        type=int,
+        metavar='N',
+        help='predict larger images by overlapping tiles of N x N pixels, e.g. 1024',
+    )
+    parser.add_argument(
+        '--batch', type=int, default=1, metavar='N', help='images or tiles at once (default: 1)'
+    )
+    parser.add_argument(
+        '--no-pictures', dest='pictures', action='store_false', help='write no pictures and videos'
+    )
+    add_trust(parser)
+    add_device(parser)
+    add_cfg_options(parser, 'model.test_cfg.rcnn.nms.iou_threshold=0.6')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the tool and return its exit code."""
+    args = parse_args()
+    prepare_process(args.device)
+    from swinv2_mm.apis.predict import predict
+
+    return predict(**vars(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
