@@ -140,7 +140,8 @@ def band_statistics(paths: Iterable[str | Path]) -> tuple[list[float], list[floa
                 f'{path} has {parts.shape[1]} bands, the images before {sums.shape[1]}'
             )
         sums = sums + parts
-    count, total, squares = np.maximum(sums, [[1], [-np.inf], [0]])
+    count, total, squares = sums
+    count = np.maximum(count, 1)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     return mean.tolist(), np.where(std > 0, std, 1.0).tolist()
