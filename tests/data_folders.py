@@ -1,23 +1,49 @@
-"""Folders of real photographs in the layouts that people have, each with the same objects."""
+"""Folders of real photographs, or generated ones, in the layouts that people have, each with the same objects."""
 
+import atexit
 import base64
 import io
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
 import cv2
 import numpy as np
-import pytest
 from mmdet.structures.mask import PolygonMasks
 from PIL import Image
 
-REAL_DATA = os.environ.get('SWINV2_MM_DATA', '')
-REAL = pytest.mark.skipif(
-    not REAL_DATA, reason='SWINV2_MM_DATA does not name a folder of real data'
-)
+from swinv2_mm.datasets import generate_shapes
+
+
+def _generated():
+    """Return a folder with generated shapes in the layouts of the real data."""
+    root = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    generate_shapes(root / 'shapes', num_train=16, num_val=6, image_size=(96, 128))
+    for part, split in (('train', 'training'), ('val', 'validation')):
+        for kind, targets in (
+            ('images', (f'coco/{part}2017', f'pennfudan/{part}', f'camvid/images/{part}')),
+            ('annotations', (f'camvid/annotations/{part}',)),
+        ):
+            for file in (root / 'shapes' / kind / split).iterdir():
+                for target in targets:  # no two photographs have the same name
+                    (root / target).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, root / target / f'{part}_{file.name}')
+        content = (root / f'shapes/annotations/instances_{split}.json').read_text()
+        content = content.replace('"file_name":"', f'"file_name":"{part}_')
+        for target in (
+            f'coco/annotations/instances_{part}2017',
+            f'pennfudan/annotations/instances_{part}',
+        ):
+            (root / target).parent.mkdir(parents=True, exist_ok=True)
+            (root / f'{target}.json').write_text(content)
+    return str(root)
+
+
+REAL_DATA = os.environ.get('SWINV2_MM_DATA') or _generated()
 
 
 class Source:
@@ -38,7 +64,10 @@ class Source:
             photos = []
             for image in coco['images']:
                 objects = [
-                    (names[item['category_id']], np.array(item['segmentation'][0]).reshape(-1, 2))
+                    (
+                        names[item['category_id']],
+                        np.array(item['segmentation'][0], float).reshape(-1, 2),
+                    )
                     for item in coco['annotations']
                     if item['image_id'] == image['id']
                     and not item['iscrowd']

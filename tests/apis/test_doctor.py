@@ -92,6 +92,7 @@ def test_two_owners_missing_packages_and_versions_that_do_not_fit(tmp_path):
     assert re.search(r"onedl-mmcv requires numpy<2, and 2\..*pip install 'numpy<2'", text)
 
 
+@pytest.mark.long
 def test_transformers_5_beside_mmpretrain():
     peers = Path(os.environ.get('SWINV2_MM_PEERS', ROOT / '.venv' / 'peers'), 'transformers')
     if not peers.is_dir():

@@ -181,8 +181,8 @@ def test_a_function_mode_sees_the_layers(randomize):
     'environment',
     [
         {'OMP_THREAD_LIMIT': '1'},
-        {'OMP_DYNAMIC': 'true'},
-        {'OMP_MAX_ACTIVE_LEVELS': '0'},
+        pytest.param({'OMP_DYNAMIC': 'true'}, marks=pytest.mark.long),
+        pytest.param({'OMP_MAX_ACTIVE_LEVELS': '0'}, marks=pytest.mark.long),
     ],
 )
 def test_fewer_threads_than_torch_counts_on(environment, tmp_path):

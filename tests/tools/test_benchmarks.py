@@ -229,7 +229,10 @@ def wait_for(condition, seconds=90):
 
 
 @pytest.mark.skipif(shutil.which('ps') is None, reason='needs ps')
-@pytest.mark.parametrize(('number', 'code'), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ('number', 'code'),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGKILL, -9, marks=pytest.mark.long)],
+)
 def test_no_process_outlives_the_benchmark(number, code, environment, tmp_path):
     command = [sys.executable, str(BACKBONE), *SMALL, '--peers', '--input', '64x64']
     command += ['--rounds', '100000', '--json', str(tmp_path / 'a.json')]

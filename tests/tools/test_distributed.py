@@ -89,6 +89,7 @@ def test_a_detector_steps_as_one_process_that_accumulates(first_step, tmp_path):
     assert_same_step(first, single, 1e-4)
 
 
+@pytest.mark.long
 def test_a_segmentor_steps_as_one_process_with_the_joined_batch(first_step):
     options = ['train_dataloader.dataset.indices=[0,1,2,3]']
     options += ['model.decode_head.dropout_ratio=0.0']

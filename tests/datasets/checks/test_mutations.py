@@ -134,7 +134,7 @@ def data(shapes_root, tmp_path, monkeypatch):
     return root
 
 
-@pytest.mark.parametrize('count', [20, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize('count', [8, pytest.param(300, marks=pytest.mark.long)])
 def test_changed_annotations_are_found_or_harmless(data, detection_config, monkeypatch, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
     file = data / 'annotations' / 'instances_training.json'
@@ -147,7 +147,7 @@ def test_changed_annotations_are_found_or_harmless(data, detection_config, monke
     check_changes(file, change, detection_config, count)
 
 
-@pytest.mark.parametrize('count', [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize('count', [4, pytest.param(100, marks=pytest.mark.long)])
 @pytest.mark.parametrize('folder', ['images', 'annotations'])
 def test_changed_files_are_found_or_harmless(data, segmentation_config, monkeypatch, folder, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))

@@ -274,7 +274,11 @@ def test_auto_takes_it_on_a_gpu():
 @outside
 @pytest.mark.parametrize(
     ('capability', 'dtype', 'large_window', 'dim'),
-    [(80, torch.float16, (16, 16), 32), (86, torch.float32, (12, 12), 32), (90, torch.bfloat16, (9, 9), 64)],
+    [
+        (80, torch.float16, (16, 16), 32),
+        pytest.param(86, torch.float32, (12, 12), 32, marks=pytest.mark.long),
+        pytest.param(90, torch.bfloat16, (9, 9), 64, marks=pytest.mark.long),
+    ],
 )  # fmt: skip
 def test_kernels_compile_where_there_is_no_gpu(
     capability, dtype, large_window, dim, tmp_path, monkeypatch
