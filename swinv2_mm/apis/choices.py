@@ -46,7 +46,7 @@ def choose_scale(sizes: np.ndarray, boxes: np.ndarray | None, limit: float = 1.0
     long, short = np.median(np.sort(sizes, axis=1), axis=0)[::-1]
     largest = min(_LARGEST[0] * limit / long, _LARGEST[1] * limit / short)
     factor = min(1.0, largest)
-    images = f'Half of the images are larger than {long:.0f} x {short:.0f}'
+    images = f'The median size of the images is {long:.0f} x {short:.0f}'
     reason = f'{images}.' if factor == 1 else f'{images}, which is reduced to save time and memory.'
     if boxes is not None and len(boxes):
         side = float(np.percentile(np.sqrt(boxes.prod(axis=1)), 25))

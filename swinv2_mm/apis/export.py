@@ -95,7 +95,10 @@ def export_model(
                 '--to torchscript, or --part backbone.'
             )
         graph = build_graph(built, kind, torch.float32 if to == 'openvino' else dtype)
-        target = Path(out or Path(built.checkpoint).with_suffix('')).with_suffix(SUFFIXES[to])
+        target = Path(out or Path(built.checkpoint).with_suffix(''))
+        if target.suffix != SUFFIXES[to]:
+            target = target.with_name(target.name + SUFFIXES[to])
+        description = target.with_name(f'{target.name}.json')
         target.parent.mkdir(parents=True, exist_ok=True)
         say(f'exporting the {kind} of {built.checkpoint} to {target}')
         images = check.check_images(built.cfg, graph, size)
@@ -108,9 +111,9 @@ def export_model(
             facts['largest_difference'] = compare(built, graph, kind, file_run, images, precision)
         if evaluate or precision == 'int8':
             facts['metrics'] = measure(built, graph, file_run, precision)
-        target.with_suffix('.json').write_text(json.dumps(facts, indent=2) + '\n')
+        description.write_text(json.dumps(facts, indent=2) + '\n')
         megabytes = sum(file.stat().st_size for file in files_of(target)) / 1e6
-        say(f'exported: {target} ({megabytes:.1f} MB), described in {target.with_suffix(".json")}')
+        say(f'exported: {target} ({megabytes:.1f} MB), described in {description}')
         return EXIT_OK
 
     return guarded(run, trust=trust_checkpoint)

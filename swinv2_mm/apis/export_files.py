@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +26,14 @@ def write(
     example = torch.from_numpy(image)
     if size is None and to != 'torch':
         example = example.repeat(2, 1, 1, 1)  # a batch of one would be taken for a constant
-    with torch.no_grad(), quiet():
+    with contextlib.ExitStack() as stack, torch.no_grad(), quiet():
         if to == 'torch':
             program = torch.export.export(graph, (example,), strict=False)
             return torch.export.save(program, target)
         if to == 'torchscript':
             return torch.jit.trace(graph, (example,), check_trace=False).save(str(target))
-        onnx = target.with_suffix('.onnx')
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        onnx = target if to == 'onnx' else Path(folder, 'model.onnx')
         axes = {'image': {0: 'batch', 1: 'height', 2: 'width'}} if size is None else None
         torch.onnx.export(
             graph,
@@ -49,7 +51,6 @@ def write(
             openvino.save_model(
                 openvino.convert_model(onnx), target, compress_to_fp16=precision == 'fp16'
             )
-            onnx.unlink()
 
 
 def quantize(target: Path, cfg: Any, graph: ExportedModel) -> None:
@@ -66,6 +67,8 @@ def quantize(target: Path, cfg: Any, graph: ExportedModel) -> None:
             nncf.Dataset(items),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(items),
+            # NNCF wants one scale for the inputs of a concatenation, and fails where some are never negative.
+            ignored_scope=nncf.IgnoredScope(types=['Concat'], validate=False),
         )
     openvino.save_model(result, target, compress_to_fp16=False)
 

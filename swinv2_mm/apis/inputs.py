@@ -67,12 +67,14 @@ def _find(given: str, outputs: Path) -> list[Source]:
     if given.isdecimal() and not path.exists():
         return [Source(int(given), Path(f'camera{given}'), True)]
     if path.is_dir():
+        if outputs == path.resolve():
+            raise SetupError(f'The folder {given} is both an input and --out: name another one.')
         files = [
             file
             for file in sorted(path.rglob('*'))
             if file.suffix.lower() in IMAGES + VIDEOS
             and not any(part.startswith('.') for part in file.relative_to(path).parts)
-            and not (outputs != path.resolve() and file.resolve().is_relative_to(outputs))
+            and not file.resolve().is_relative_to(outputs)
         ]
         if not files:
             raise SetupError(f'The folder {given} holds no image or video.')

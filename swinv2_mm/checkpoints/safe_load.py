@@ -148,6 +148,8 @@ def _damaged(path: Path, error: Exception) -> str:
     if is_cut_off(path):
         return f'{path} is cut off after {size} bytes: {_AGAIN}'
     reason = ' '.join(str(error).split()) or type(error).__name__
+    if isinstance(error, (IndexError, KeyError)):  # of the unpickler
+        reason = 'its pickle has an unexpected end or content'
     if 'resize storage' in reason:
         reason = 'a tensor claims more elements than the file holds'
     return f'{path} ({size} bytes, {start[:16]!r}) is damaged or not a checkpoint: {reason[:200]}'

@@ -92,8 +92,8 @@ def train(
         keys = ('train_dataloader', 'train_cfg', 'optim_wrapper')
         _require_keys(cfg, keys, 'it cannot be trained')
         on_gpu = on.type in GPU_KINDS
-        if no_pretrained:
-            say(f'pre-trained weights: {drop_pretrained(cfg.model)} left out')
+        if no_pretrained and (dropped := drop_pretrained(cfg.model)):
+            say(f'pre-trained weights: {dropped} left out')
         _prepare_checkpoints(cfg, resume)
         if amp or cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
             enable_amp(cfg, on_gpu)

@@ -187,7 +187,7 @@ def test_other_detectors_are_refused(detector):
 
 
 def test_the_lines_of_the_docs_run_without_this_package(detector, tmp_path):
-    """In a process that has numpy, onnxruntime and PIL only."""
+    """In a process that has numpy, onnxruntime and OpenCV only."""
     import json
     import re
     import shutil
@@ -202,7 +202,7 @@ def test_the_lines_of_the_docs_run_without_this_package(detector, tmp_path):
     assert len(code) == 1
     shutil.copy(detector[2], tmp_path / 'model.onnx')
     facts = dict(classes=['a', 'b', 'c', 'd'], resize=dict(scale=[96, 64], keep_ratio=True))
-    (tmp_path / 'model.json').write_text(json.dumps(facts))
+    (tmp_path / 'model.onnx.json').write_text(json.dumps(facts))
     Image.fromarray(photographs([(120, 200)])[0].byte().permute(1, 2, 0).numpy()).save(
         tmp_path / 'photo.jpg'
     )

@@ -36,7 +36,7 @@ def test_the_file_is_checked_measured_and_described(run_tool, checkpoint, tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert 'largest difference from PyTorch at 24x20, 150x203, 256x320' in done.stderr + done.stdout
-    facts = json.loads((tmp_path / 'new' / 'model.json').read_text())
+    facts = json.loads((tmp_path / 'new' / 'model.onnx.json').read_text())
     assert len(facts['classes']) == 5 and facts['outputs'] == ['labels', 'logits']
     assert facts['largest_difference'] < 1e-4
     assert facts['metrics']['pytorch'] == pytest.approx(facts['metrics']['exported'], abs=0.2)
@@ -64,7 +64,7 @@ def test_int8_is_measured(run_tool, checkpoint, tmp_path):
         *('--out', tmp_path / 'model'),
     )
     assert done.returncode == 0, done.stderr
-    assert set(json.loads((tmp_path / 'model.json').read_text())['metrics']) == {
+    assert set(json.loads((tmp_path / 'model.xml.json').read_text())['metrics']) == {
         'pytorch',
         'exported',
     }
