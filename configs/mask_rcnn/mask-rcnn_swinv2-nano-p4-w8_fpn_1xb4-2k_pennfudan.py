@@ -1,29 +1,13 @@
 # A small model at a small image size, for a CPU: a real learning curve from scratch on two cores in
 # less than half an hour.
-_base_ = './mask-rcnn_swinv2-t-p4-w8_fpn_1xb8-6k_pennfudan.py'
+_base_ = [
+    '../_base_/models/mask-rcnn_swinv2-nano_fpn.py',
+    '../_base_/datasets/pennfudan_instance.py',
+    '../_base_/schedules/adamw.py',
+    '../_base_/default_runtime_det.py',
+]
 
-model = dict(
-    backbone=dict(
-        # `_delete_`: the base's arch is a name, which a dict cannot be merged into.
-        arch=dict(_delete_=True, embed_dims=32, depths=(2, 2, 4, 2), num_heads=(1, 2, 4, 8)),
-        drop_path_rate=0.1,
-    ),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
-    rpn_head=dict(in_channels=64, feat_channels=64),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
-        bbox_head=dict(in_channels=64, fc_out_channels=256),
-        mask_roi_extractor=dict(out_channels=64),
-        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64),
-    ),
-    # Few objects in small images: fewer proposals lose nothing and save half of the time.
-    train_cfg=dict(
-        rpn=dict(sampler=dict(num=128)),
-        rpn_proposal=dict(nms_pre=400, max_per_img=200),
-        rcnn=dict(sampler=dict(num=64)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=400, max_per_img=200)),
-)
+model = dict(roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)))
 
 load_annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=True)
 train_pipeline = [
@@ -50,12 +34,16 @@ test_dataloader = val_dataloader
 
 max_iters = 2000
 val_interval = 400
-train_cfg = dict(max_iters=max_iters, val_interval=val_interval)
-optim_wrapper = dict(optimizer=dict(lr=1e-3))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=val_interval)
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=100, end=max_iters),
 ]
-default_hooks = dict(checkpoint=dict(interval=val_interval))
-auto_scale_lr = dict(base_batch_size=4)
+default_hooks = dict(
+    logger=dict(log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=val_interval),
+)
+log_processor = dict(by_epoch=False)
+auto_scale_lr = dict(enable=False, base_batch_size=4)
 randomness = dict(seed=0)
