@@ -43,7 +43,6 @@ _IMPORTS = (
 EXTRAS = {
     'classification': {'mmpretrain': 'onedl-mmpretrain', 'sklearn': 'scikit-learn'},
     'export': {name: name for name in ('onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf')},
-    'web': {'gradio': 'gradio'},
     'geo': {'rasterio': 'rasterio'},
 }
 """The optional dependencies of `pyproject.toml`: packages, and what pip calls them."""

@@ -16,7 +16,7 @@ from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.errors import SetupError
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-CLASSIFICATION_EXTRA = "pip install -c constraints.txt '.[classification]'"
+CLASSIFICATION_EXTRA = 'pip install onedl-mmpretrain scikit-learn'
 """How to get what a config for classification needs."""
 _AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
 _HOOKS = {
