@@ -9,8 +9,9 @@ import zipfile
 import pytest
 from tool_runs import ROOT
 
-# What the machine has by itself, or by timm, and what only the CPU kernels need.
+# What the machine has by itself, or by timm, and what the report does not use: the CPU kernels, predict, new-config.
 ELSEWHERE = {'torch', 'torchvision', 'timm', 'safetensors', 'huggingface-hub', 'llvmlite'}
+ELSEWHERE |= {'supervision', 'defusedxml'}
 EXTRAS = {
     'scikit-learn',
     'opencv-python',

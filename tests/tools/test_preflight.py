@@ -123,4 +123,4 @@ def test_options_that_make_no_sense(root, capsys):
     assert 'tools/dist_train.sh' in refused(capsys, train, DETECTION, launcher='pytorch')
     (root / 'file').touch()
     assert 'cannot be written to' in refused(capsys, train, DETECTION, work_dir=str(root / 'file'))
-    assert 'predictions.pkl' in refused(capsys, evaluate, DETECTION, __file__, out='predictions')
+    assert 'predictions.json' in refused(capsys, evaluate, DETECTION, __file__, out='predictions')
