@@ -120,7 +120,7 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def prepare_process(device: str = 'auto') -> None:
-    """Set what torch reads as it is loaded. Call it before the first import of torch.
+    """Set what torch reads as it is loaded, and let Ctrl-C end the process. Call it before torch is imported.
 
     Args:
         device: With `'cpu'`, GPUs are hidden.

@@ -203,9 +203,7 @@ def write_yolo(source, root, polygons=False):
         labels = root / 'labels' / part / f'{path.stem}.txt'
         labels.parent.mkdir(parents=True, exist_ok=True)
         labels.write_text('\n'.join(lines))
-    _yolo_settings(
-        source, root, path='/home/somebody/things', train='images/train', val='images/val'
-    )
+    _yolo_settings(source, root, path='/elsewhere/things', train='images/train', val='images/val')
 
 
 def write_yolo_segments(source, root):

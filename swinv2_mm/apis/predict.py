@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from swinv2_mm.apis.results import Prediction
 from swinv2_mm.apis.windows import detect_raster, open_raster, segment_raster
 from swinv2_mm.engine.console import say, warn
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.interrupts import raise_interrupts
 from swinv2_mm.engine.launch import EXIT_OK, EXIT_SETUP, guarded
 
 _COLUMNS = {
@@ -66,9 +65,7 @@ def predict(
     """
 
     def run() -> int:
-        if threading.current_thread() is threading.main_thread():
-            # Files are closed before the process ends.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise_interrupts()  # files are closed before the process ends
         sources = find_sources(inputs, Path(out))
         if pictures:
             import_supervision()

@@ -16,7 +16,6 @@ from pycocotools import mask as coco_masks
 
 from swinv2_mm.datasets.checks.configured import leaf_datasets
 from swinv2_mm.engine.console import warn
-from swinv2_mm.engine.errors import SetupError
 
 TOP = 5
 """Number of classes that a classifier's results list."""
@@ -262,11 +261,7 @@ def _coco_ids(cfg: Config, names: tuple[str, ...]) -> tuple[int, ...]:
 
 def _colours(count: int) -> list[tuple[int, int, int]]:
     """Return colours for classes without a palette."""
-    try:
-        import supervision
-    except ImportError as error:
-        raise SetupError(
-            'Predictions are drawn by supervision: pip install "supervision>=0.31"'
-        ) from error
-    palette = supervision.ColorPalette.DEFAULT
+    from swinv2_mm.apis.pictures import import_supervision
+
+    palette = import_supervision().ColorPalette.DEFAULT
     return [palette.by_idx(index).as_rgb() for index in range(count)]
