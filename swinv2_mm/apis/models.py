@@ -23,6 +23,7 @@ from swinv2_mm.engine.config import SCOPES, dicts_in, drop_pretrained, load_conf
 from swinv2_mm.engine.console import import_library
 from swinv2_mm.engine.devices import use_device
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.evaluation import innermost
 from swinv2_mm.engine.hooks import compare_state
 
 _LARGEST_TEXT = 1 << 20
@@ -213,9 +214,7 @@ def _registries() -> Iterator[Registry]:
 def _dataset_meta(cfg: Config) -> dict[str, Any]:
     """Return classes and palette that the config or the class of its test data names."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = innermost(loader.get('dataset') or {})
     kind = mmengine.registry.DATASETS.get(dataset['type']) if 'type' in dataset else None
     found = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
     return {key.lower(): value for key, value in found.items() if not isinstance(value, str)}

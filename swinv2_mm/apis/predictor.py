@@ -23,6 +23,7 @@ from swinv2_mm.apis.tiles import detect_tiles, segment_tiles
 from swinv2_mm.checkpoints import guard_mmengine
 from swinv2_mm.engine.console import import_library
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.evaluation import innermost
 
 _LARGEST_WHOLE = 64_000_000
 """Pixels above which masks and label maps of a whole image would take many GB."""
@@ -272,9 +273,7 @@ class Predictor:
 def _pipeline(cfg: Any) -> tuple[Any, Any]:
     """Return the loader of the test pipeline, and the steps behind it without annotations."""
     loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
+    dataset = innermost(loader.get('dataset') or {})
     while dataset.get('datasets'):
         dataset = dataset['datasets'][0]
     steps = list(dataset.get('pipeline') or cfg.get('test_pipeline') or ())

@@ -41,7 +41,7 @@ def use_tta(cfg: Config) -> str:
         words += ', boxes only (masks cannot be merged)'
     tta_model = cfg.get('tta_model') or _TTA_MODELS[cfg.default_scope]
     cfg.model = ConfigDict({**tta_model, 'module': cfg.model})
-    _innermost(cfg.test_dataloader.dataset).pipeline = pipeline
+    innermost(cfg.test_dataloader.dataset).pipeline = pipeline
     return words
 
 
@@ -83,7 +83,7 @@ def dump_predictions(cfg: Config, out: str) -> None:
 def _add_json(cfg: Config, path: Path) -> None:
     """Add the evaluator that writes a json; drop the others if there are no annotations."""
     importlib.import_module('swinv2_mm.engine.coco_results')
-    dataset = _innermost(cfg.test_dataloader.dataset)
+    dataset = innermost(cfg.test_dataloader.dataset)
     ann_file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
     try:
         content = orjson.loads(Path(ann_file).read_bytes())
@@ -122,7 +122,7 @@ def _keep_boxes(cfg: Config) -> None:
 
 def _flip_pipeline(cfg: Config) -> list[Any]:
     """Return the test pipeline with its last step replaced by one with and one without a flip."""
-    pipeline = copy.deepcopy(list(_innermost(cfg.test_dataloader.dataset).pipeline))
+    pipeline = copy.deepcopy(list(innermost(cfg.test_dataloader.dataset).pipeline))
     pack = pipeline.pop()
     keys = ['img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction']
     pack.meta_keys = [_META_KEYS[cfg.default_scope], *keys]
@@ -136,7 +136,7 @@ def _flip_pipeline(cfg: Config) -> list[Any]:
     return [*steps, ConfigDict(type='TestTimeAug', transforms=branches)]
 
 
-def _innermost(dataset: Any) -> Any:
+def innermost(dataset: Any) -> Any:
     """Return the config of the data set inside wrappers."""
     while 'dataset' in dataset:
         dataset = dataset['dataset']
