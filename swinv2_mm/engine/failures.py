@@ -14,13 +14,15 @@ from swinv2_mm.engine.console import fail, log_file, log_only
 
 _LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
 """Packages whose frames tell a user more than those of torch or numpy."""
+_LOST_WORKER = 'data loader lost its worker'
 _HINTS = {
     'out of memory': 'lower train_dataloader.batch_size, set model.backbone.with_cp=True (recomputes activations), '
     'use --amp, or train on smaller images',
     'FloatingPointError|infinite or NaN': 'lower the learning rate, lengthen the warm-up, or clip gradients with '
     'optim_wrapper.clip_grad=dict(max_norm=1.0)',
-    'DataLoader worker.*(killed|exited unexpectedly)': 'a data loading process died, usually because memory ran out: '
-    'lower train_dataloader.num_workers; in a container give it shared memory (docker run --shm-size=8g)',
+    f'DataLoader worker.*(killed|exited unexpectedly)|{_LOST_WORKER}': 'a data loading process died, usually because '
+    'memory ran out: lower train_dataloader.num_workers; in a container give it shared memory (docker run '
+    '--shm-size=8g)',
     '[Bb]us error|shared memory': 'shared memory is full: give the container more (docker run --shm-size=8g), or set '
     'num_workers=0',
     'device-side assert': 'usually a label out of range: run once with --device cpu, where the message is exact',
@@ -92,6 +94,12 @@ def find_hint(error: BaseException) -> str | None:
     text = f'{type(error).__name__}: {error}'
     if isinstance(error, torch.cuda.OutOfMemoryError):
         text += ' out of memory'
+    # torch does not translate what the sockets of a killed worker raise.
+    if isinstance(error, (ConnectionError, EOFError)) and any(
+        Path(frame.filename).name == 'dataloader.py'
+        for frame in traceback.extract_tb(error.__traceback__)
+    ):
+        text += f' {_LOST_WORKER}'
     return next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
 
 

@@ -45,6 +45,7 @@ from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, use_tta
 from swinv2_mm.engine.failures import find_outside_cause, report_failure, was_interrupted
 from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, ignore_signals, raise_interrupts
 from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
+from swinv2_mm.engine.workers import ignore_lost_workers
 
 EXIT_OK = 0
 EXIT_CRASH = 1
@@ -212,6 +213,7 @@ def _exit_code(run: Callable[[], int], rank: int) -> int:
         if cause := find_outside_cause(error):
             fail(cause, rank)
             return EXIT_SETUP
+        ignore_lost_workers()
         report_failure(error, rank)
         return EXIT_CRASH
 

@@ -56,6 +56,12 @@ def guard_worker(parent: int, init: Callable[[int], object] | None, worker: int)
         init(worker)
 
 
+def ignore_lost_workers() -> None:
+    """Leave out torch's handler of SIGCHLD from now on, whose exception would cut a report of a failure short."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def _watch(parent: int, waits: bool) -> None:
     """End this process when its parent is gone, or asks for it with SIGTERM; ignore SIGTERM from others."""
     while os.getppid() == parent:

@@ -67,6 +67,19 @@ def test_known_troubles_come_with_a_remedy(error, hint):
     assert hint in find_hint(error)
 
 
+@pytest.mark.parametrize(
+    'error', [ConnectionResetError(104, 'Connection reset by peer'), EOFError()]
+)
+def test_a_lost_connection_is_a_lost_worker_only_inside_of_a_data_loader(error):
+    def lost(samples):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        next(iter(DataLoader([0], collate_fn=lost)))
+    assert 'num_workers' in find_hint(caught.value)
+    assert find_hint(type(error)(*error.args)) is None
+
+
 def test_unknown_troubles_come_without_one():
     assert find_hint(ValueError('something new')) is None
 

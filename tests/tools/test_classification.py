@@ -154,4 +154,4 @@ def test_without_mmpretrain_the_tool_names_the_extra(environment, run_tool, tmp_
     assert process.returncode == 2
     assert len(process.stderr.splitlines()) == 1
     assert 'is for image classification, which needs mmpretrain, and it is not' in process.stderr
-    assert process.stderr.strip().endswith("pip install -c constraints.txt '.[classification]'")
+    assert process.stderr.strip().endswith('pip install onedl-mmpretrain scikit-learn')

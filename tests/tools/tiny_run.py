@@ -16,6 +16,8 @@ from mmengine.structures import BaseDataElement
 from torch import distributed, nn
 
 import swinv2_mm  # noqa: F401  registers the hooks
+from swinv2_mm.engine.failures import report_failure
+from swinv2_mm.engine.workers import ignore_lost_workers
 
 
 class Samples(torch.utils.data.Dataset):
@@ -111,4 +113,10 @@ def build(work_dir, iters=6, epochs=0, workers=0, checkpoint=None, nan_at=0, sle
 
 
 if __name__ == '__main__':
-    build(sys.argv[1], **json.loads(sys.argv[2])).train()
+    runner = build(sys.argv[1], **json.loads(sys.argv[2]))
+    try:
+        runner.train()
+    except Exception as error:  # as the tools do
+        ignore_lost_workers()
+        report_failure(error, runner.rank)
+        sys.exit(1)
