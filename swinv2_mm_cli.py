@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import glob
 import importlib.util
 import os
 import runpy
@@ -29,6 +30,9 @@ COMMANDS = {
     'new-config': 'new_config.py',
     'check-data': 'check_data.py',
     'export': 'export.py',
+    'analyze': 'analyze.py',
+    'inspect': 'inspect_model.py',
+    'web': 'web.py',
     'convert': 'model_converters/convert_checkpoint.py',
     'doctor': 'doctor.py',
     'benchmark backbone': 'analysis_tools/benchmark_backbone.py',
@@ -119,6 +123,36 @@ def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
+def require_paths(what: str, *names: str | None) -> None:
+    """Leave with exit code 2 and a sentence if an input is missing, before torch is imported, which takes seconds.
+
+    Args:
+        what: What the inputs are, for the message: `'input'`, `'checkpoint'`, ...
+        names: Files, folders, patterns or URLs; None is passed over.
+    """
+    for name in filter(None, names):
+        folder, last = os.path.split(name)
+        path = folder or '.' if last == 'last_checkpoint' else name  # which means its folder
+        if '://' in name or os.path.exists(path) or glob.glob(name, recursive=True):
+            continue
+        if glob.has_magic(name):
+            sys.exit(_refuse(f'The {what} {name} matches no file.'))
+        beside = glob.glob(os.path.join(glob.escape(folder), '*'))
+        sys.exit(_refuse(_missing(what, name, [Path(file).name for file in beside])))
+
+
+def require_config(name: str | None) -> None:
+    """Do the same for a config: a file, with or without `.py`, or the name of one that comes with the package."""
+    if name is None:
+        return
+    stem = name.removesuffix('.py')
+    configs = (TOOLS.parent / 'configs').rglob('*.py')
+    shipped = [file.stem for file in configs if '_base_' not in file.parts]
+    if not (os.path.isfile(name) or os.path.isfile(f'{stem}.py') or Path(stem).name in shipped):
+        own = [file.stem for file in Path(name).parent.glob('*.py')]
+        sys.exit(_refuse(_missing('config', name, [*shipped, *own])))
+
+
 def prepare_process(device: str = 'auto') -> None:
     """Set what torch reads as it is loaded, and let Ctrl-C end the process. Call it before torch is imported.
 
@@ -181,6 +215,14 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, COMMANDS, n=2)
     meant = f'did you mean {" or ".join(close)}?' if close else 'swinv2-mm --help lists all.'
     return f'swinv2-mm has no command {name!r}; {meant}'
+
+
+def _missing(what: str, name: str, known: Sequence[str]) -> str:
+    """Return the message for an input that does not exist."""
+    near = Path(name).name.removesuffix('.py' if what == 'config' else '')
+    close = difflib.get_close_matches(near, dict.fromkeys(known), n=3, cutoff=0.7)
+    meant = f'; did you mean {" or ".join(close)}?' if close else '.'
+    return f'The {what} {name} does not exist{meant}'
 
 
 def _refuse(message: str) -> int:

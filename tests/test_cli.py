@@ -103,6 +103,31 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, status, message, tmp_pat
     assert found == status and message in error and 'Traceback' not in error
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (('train', f'{NAME[:-1]}.py'), f'does not exist; did you mean {NAME}'),
+        (('test', NAME, 'none/last_checkpoint'), 'The checkpoint none/last_checkpoint does not'),
+        (('check-data', 'none'), 'The config none does not exist.'),
+        (('new-config', 'photo'), 'The folder photo does not exist; did you mean photos?'),
+        (('export', 'photos', '--to', 'onnx', '--config', 'x'), 'The config x does not exist.'),
+        (('predict', 'https://a/b.jpg', '0', 'photos', 'x[1].jpg', '--model', 'm'), 'checkpoint m'),
+        (('predict', 'photos/*.png', '--model', 'm'), 'The input photos/*.png matches no file.'),
+    ],
+)
+def test_missing_files_are_said_at_once(arguments, message, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'x[1].jpg').touch()
+    code = (
+        'import sys, swinv2_mm_cli\n'
+        'try: swinv2_mm_cli.main()\n'
+        'finally: print({"torch", "numpy", "swinv2_mm"} & set(sys.modules))'
+    )
+    status, out, error = run(*arguments, cwd=tmp_path, code=code)
+    assert (status, out) == (2, 'set()\n')
+    assert message in error and len(error.splitlines()) == 1
+
+
 def test_python_m_and_the_version(tmp_path):
     command = [sys.executable, '-m', 'swinv2_mm', 'train', '--help']
     environment = {**os.environ, 'PYTHONPATH': str(ROOT)}

@@ -16,6 +16,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
+import swinv2_mm_cli
 from swinv2_mm import SwinTransformerV2, SwinTransformerV2CR
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,36 @@ def test_every_config_is_in_the_table_and_the_model_index():
     table = (ROOT / 'docs/configs.md').read_text()
     for leaf in leaves:
         assert f'](../{leaf})' in table, leaf
+
+
+def test_commands_and_options_in_the_docs_exist():
+    """Every line `swinv2-mm ...` of a code block; others write about options in tables."""
+    checked = 0
+    for page in DOCS:
+        for block in re.findall(r'^```\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE):
+            for line in block.replace('\\\n', ' ').splitlines():
+                if not line.startswith('swinv2-mm ') or line.split()[1] == 'COMMAND':
+                    continue
+                words = line.split('#')[0].split()
+                names = [n for n in (' '.join(words[1:3]), words[1]) if n in swinv2_mm_cli.COMMANDS]
+                assert names, f'{page.name}: {line}'
+                source = (ROOT / 'tools' / swinv2_mm_cli.COMMANDS[names[0]]).read_text()
+                source += (ROOT / 'swinv2_mm_cli.py').read_text()
+                for option in re.findall(r'(?<![\w-])(--?[a-z][a-z-]*)', line.split('#')[0]):
+                    assert f"'{option}'" in source, f'{page.name}: {line}'
+                    checked += 1
+    assert checked > 20
+
+
+def test_the_config_for_a_coco_json_builds(tmp_path):
+    page = (ROOT / 'docs/training.md').read_text()
+    (code,) = re.findall(r'<!-- test: own-coco -->\n```python\n(.*?)```', page, re.DOTALL)
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    (tmp_path / 'configs/mask_rcnn/mine.py').write_text(code)
+    cfg = Config.fromfile(tmp_path / 'configs/mask_rcnn/mine.py')
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+    assert cfg.train_dataloader.dataset.data_root == 'data/pets/'
+    assert cfg.model.roi_head.mask_head.num_classes == 2 and cfg.model.backbone
 
 
 def test_a_build_carries_configs_tools_and_the_index(tmp_path):

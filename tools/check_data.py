@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm_cli import add_cfg_options, make_parser, prepare_process
+from swinv2_mm_cli import add_cfg_options, make_parser, prepare_process, require_config
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,6 +43,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    require_config(args.config)
     prepare_process('cpu')
     from swinv2_mm.engine.data_report import report
 

@@ -6,7 +6,14 @@ import argparse
 import re
 import sys
 
-from swinv2_mm_cli import add_cfg_options, add_trust, make_parser, prepare_process
+from swinv2_mm_cli import (
+    add_cfg_options,
+    add_trust,
+    make_parser,
+    prepare_process,
+    require_config,
+    require_paths,
+)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -58,6 +65,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    require_paths('checkpoint', args.model)
+    require_config(args.config)
     prepare_process('cpu')  # exporters and checks run on the CPU
     from swinv2_mm.apis.export import export_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm_cli import make_parser, prepare_process
+from swinv2_mm_cli import make_parser, prepare_process, require_paths
 
 
 def _share(text: str) -> float:
@@ -53,6 +53,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    require_paths('folder', args.folder)
     prepare_process('cpu')
     from swinv2_mm.apis.new_config import new_config
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm_cli import add_cfg_options, add_device, add_trust, make_parser, prepare_process
+from swinv2_mm_cli import (
+    add_cfg_options,
+    add_device,
+    add_trust,
+    make_parser,
+    prepare_process,
+    require_config,
+    require_paths,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,6 +69,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    # A number is a camera.
+    require_paths('input', *(given for given in args.inputs if not given.isdecimal()))
+    require_paths('checkpoint', args.model)
+    require_config(args.config)
     prepare_process(args.device)
     from swinv2_mm.apis.predict import predict
 

@@ -12,6 +12,8 @@ from swinv2_mm_cli import (
     add_trust,
     make_parser,
     prepare_process,
+    require_config,
+    require_paths,
 )
 
 
@@ -48,6 +50,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    if args.launcher == 'none':  # otherwise the first process reports for all
+        require_config(args.config)
+        require_paths('checkpoint', args.checkpoint)
     prepare_process(args.device)
     from swinv2_mm.engine.launch import evaluate
 

@@ -12,6 +12,7 @@ from swinv2_mm_cli import (
     add_trust,
     make_parser,
     prepare_process,
+    require_config,
 )
 
 
@@ -56,6 +57,8 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    if args.launcher == 'none':  # otherwise the first process reports for all
+        require_config(args.config)
     prepare_process(args.device)
     from swinv2_mm.engine.launch import train
 

@@ -56,7 +56,9 @@ def choose_scale(sizes: np.ndarray, boxes: np.ndarray | None, limit: float = 1.0
             small = f'a quarter of the objects is smaller than {side:.0f} x {side:.0f} pixels'
             reason = f'{images}; enlarged, because {small}.'
     sides = [max(64, 32 * math.ceil(value * factor / 32 - 0.25)) for value in (long, short)]
-    return Choice(tuple(sides), reason)
+    return Choice(
+        tuple(sides), f'{reason} Sides are multiples of 32, the stride of the last stage.'
+    )
 
 
 def choose_crop(scale: tuple[float, ...], limit: int) -> Choice:

@@ -18,9 +18,10 @@ FILES = (
 
 
 @outside
-def test_kernels_in_the_interpreter():
+@pytest.mark.parametrize('which', ['not long', pytest.param('long', marks=pytest.mark.long)])
+def test_kernels_in_the_interpreter(which):
     pytest.importorskip('triton')
-    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider']
+    command = [sys.executable, '-m', 'pytest', '-q', '-x', '-p', 'no:cacheprovider', '-m', which]
     environment = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
     child = subprocess.run(
         [*command, *(str(TESTS / file) for file in FILES)],

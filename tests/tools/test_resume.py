@@ -200,6 +200,7 @@ def load(path):
 SAME = dict(lr=0.01, momentum=0.9, weight_decay=0.0)
 
 
+@pytest.mark.long
 def test_two_processes_continue_the_training_of_one(shapes, run_tool, tmp_path):
     cfg = by_iteration(4, **{'train_dataloader.batch_size': 4, 'train_cfg.val_interval': 9})
     cfg.optim_wrapper.optimizer = dict(type='SGD', **SAME)

@@ -47,7 +47,7 @@ def small_blocks(monkeypatch):
         ((9, 4), (7, 2), True, 24),
         ((6, 7), (9, 3), True, 16),
         ((4, 6), (4, 8), False, 64),
-        ((8, 10), (7, 6), True, 32),
+        pytest.param((8, 10), (7, 6), True, 32, marks=pytest.mark.long),  # 27 s in the interpreter
         ((8, 9), (8, 4), True, 32),
     ],
 )
