@@ -234,3 +234,15 @@ def test_the_example_of_the_docs(detector, photo, tmp_path, monkeypatch):
     exec(compile(code, 'docs/predict.md', 'exec'), names)
     assert (tmp_path / 'picture.jpg').is_file()
     assert len(names['results']) == 2
+
+
+def test_the_picture_of_the_readme(detector, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / 'docs/getting_started.md').read_text()
+    code = page.split('<!-- test: demo-picture -->\n```python\n')[1].split('```')[0]
+    generate_shapes(tmp_path / 'data/shapes', num_train=1, num_val=6, image_size=(64, 64))
+    monkeypatch.chdir(tmp_path)
+    exec(
+        compile(code.replace("'work_dirs/demo'", 'model'), 'docs/getting_started.md', 'exec'),
+        {'model': detector.model},
+    )
+    assert cv2.imread('demo.jpg').shape == (448, 6 * 224, 3)
