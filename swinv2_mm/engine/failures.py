@@ -44,7 +44,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 def find_outside_cause(error: BaseException) -> str | None:
     """Return a sentence about an error that comes from the file system and not from the program."""
     log = log_file()
-    if log and not Path(log).parent.is_dir():
+    if log and (not Path(log).is_file() or _lost_folder(error, Path(log).parent)):
         return f'The work directory {Path(log).parents[1]} was removed or unmounted during the run.'
     cause: BaseException | None = error
     while cause is not None and 'No usable temporary directory' not in str(cause):
@@ -59,6 +59,14 @@ def find_outside_cause(error: BaseException) -> str | None:
             'free space, then continue with --resume.'
         )
     return None
+
+
+def _lost_folder(error: BaseException, run: Path) -> bool:
+    """Return whether a file cannot be written since a folder of the run is gone, as while the run is being removed."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename).absolute()
+    return run in file.parents and not file.parent.is_dir()
 
 
 def report_failure(error: BaseException, rank: int) -> None:

@@ -6,7 +6,7 @@ from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
 from swinv2_mm.engine.console import continue_logging
-from swinv2_mm.engine.failures import find_hint, report_failure, was_interrupted
+from swinv2_mm.engine.failures import find_hint, find_outside_cause, report_failure, was_interrupted
 from swinv2_mm.models.backbones.arch import resolve_arch
 
 
@@ -93,3 +93,18 @@ def test_an_interruption_is_known_under_another_name():
     assert was_interrupted(caught.value)
     assert was_interrupted(KeyboardInterrupt())
     assert not was_interrupted(ValueError())
+
+
+def test_a_folder_of_the_run_that_is_gone_means_that_the_run_was_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'run/1').mkdir(parents=True)
+    MMLogger.get_instance('removed', log_file=str(tmp_path / 'run/1/1.log'))
+    with pytest.raises(FileNotFoundError) as caught:
+        open('run/1/vis_data/scalars.json', 'a')  # relative, as a work directory may be
+    assert 'was removed' in find_outside_cause(caught.value)
+    with pytest.raises(FileNotFoundError) as caught:
+        open('run/1/missing')
+    assert find_outside_cause(caught.value) is None
+    with pytest.raises(FileNotFoundError) as caught:
+        open('data/1.jpg')
+    assert find_outside_cause(caught.value) is None
