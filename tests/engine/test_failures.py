@@ -1,5 +1,7 @@
 """A crash is reported in four lines; the traceback is in the log file."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.logging import MMLogger
@@ -100,11 +102,11 @@ def test_a_folder_of_the_run_that_is_gone_means_that_the_run_was_removed(tmp_pat
     (tmp_path / 'run/1').mkdir(parents=True)
     MMLogger.get_instance('removed', log_file=str(tmp_path / 'run/1/1.log'))
     with pytest.raises(FileNotFoundError) as caught:
-        open('run/1/vis_data/scalars.json', 'a')  # relative, as a work directory may be
+        Path('run/1/vis_data/scalars.json').open('a')  # relative, as a work directory may be
     assert 'was removed' in find_outside_cause(caught.value)
     with pytest.raises(FileNotFoundError) as caught:
-        open('run/1/missing')
+        Path('run/1/missing').read_text()
     assert find_outside_cause(caught.value) is None
     with pytest.raises(FileNotFoundError) as caught:
-        open('data/1.jpg')
+        Path('data/1.jpg').read_bytes()
     assert find_outside_cause(caught.value) is None
