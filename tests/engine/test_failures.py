@@ -102,7 +102,7 @@ def test_a_folder_of_the_run_that_is_gone_means_that_the_run_was_removed(tmp_pat
     (tmp_path / 'run/1').mkdir(parents=True)
     MMLogger.get_instance('removed', log_file=str(tmp_path / 'run/1/1.log'))
     with pytest.raises(FileNotFoundError) as caught:
-        Path('run/1/vis_data/scalars.json').open('a')  # relative, as a work directory may be
+        Path('run/1/vis_data/scalars.json').write_text('')  # relative, as a work directory may be
     assert 'was removed' in find_outside_cause(caught.value)
     with pytest.raises(FileNotFoundError) as caught:
         Path('run/1/missing').read_text()
