@@ -1,5 +1,6 @@
 # From a bare checkout, with Python >= 3.10 and make:
 #   make demo   trains a detector on generated shapes and draws what it predicts
+#   make web    serves a page in the browser that predicts with the detector of make demo (docs/web.md)
 #   make test   runs the test suite
 #   make test-fast   runs the tests that need no training, in three minutes
 #   make test-slow   runs longer proofs: many random faults, and half an hour of training under random kills
@@ -18,8 +19,9 @@ DEMO_CONFIG := configs/quickstart/mask-rcnn_swinv2-nano_fpn_shapes.py
 DEMO_DIR := work_dirs/demo
 SHAPES_DIR ?= data/shapes
 PYTEST_ARGS ?=
+WEB_ARGS ?=
 
-.PHONY: help install demo test test-fast test-slow lint gpu gpu-wheels clean
+.PHONY: help install demo web test test-fast test-slow lint gpu gpu-wheels clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +52,10 @@ demo: $(STAMP)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last_checkpoint \
 	  --work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/vis
+
+web: $(STAMP)-web
+	@test -d $(DEMO_DIR) || { echo 'make demo comes first: it trains the model of the page'; exit 2; }
+	$(BIN)/python tools/web.py $(DEMO_DIR) $(WEB_ARGS)
 
 # transformers is there to compare with and breaks mmpretrain at import: it has a folder of its own, which only tests look
 # into.

@@ -1,8 +1,8 @@
 """Registries of this package.
 
-`MODELS`, `DATASETS`, `TRANSFORMS`, `HOOKS` and `OPTIM_WRAPPERS` are children of mmengine's root registries with the
-scope `swinv2_mm`. mmengine imports their modules when a config names one, so `type='swinv2_mm.SwinTransformerV2'`
-builds the backbone in every scope.
+`MODELS`, `DATASETS`, `TRANSFORMS`, `HOOKS`, `OPTIM_WRAPPERS` and `VISBACKENDS` are children of mmengine's root
+registries with the scope `swinv2_mm`. mmengine imports their modules when a config names one, so
+`type='swinv2_mm.SwinTransformerV2'` builds the backbone in every scope.
 
 The root registry also has the backbones under their plain names, for scopes without a class of that name. In the scope
 of MMPretrain, the plain name `SwinTransformerV2` builds the class of MMPretrain.
@@ -19,6 +19,7 @@ from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.registry import VISBACKENDS as ROOT_VISBACKENDS
 from mmengine.registry import Registry
 
 BACKBONES = ('SwinTransformerV2', 'SwinTransformerV2CR')
@@ -35,7 +36,18 @@ TRANSFORMS = Registry(
     scope='swinv2_mm',
     locations=['swinv2_mm.datasets.multiband'],
 )
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope='swinv2_mm', locations=['swinv2_mm.engine.hooks'])
+HOOKS = Registry(
+    'hook',
+    parent=ROOT_HOOKS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.engine.hooks', 'swinv2_mm.apis.sample_pictures'],
+)
+VISBACKENDS = Registry(
+    'vis_backend',
+    parent=ROOT_VISBACKENDS,
+    scope='swinv2_mm',
+    locations=['swinv2_mm.engine.curves'],
+)
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=ROOT_OPTIM_WRAPPERS,

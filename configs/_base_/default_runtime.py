@@ -11,12 +11,14 @@ default_hooks = dict(
     batch_size=dict(type='swinv2_mm.BatchSizeHook'),
     checkpoint=dict(type='swinv2_mm.AtomicCheckpointHook', interval=1),
     checkpoint_match=dict(type='swinv2_mm.CheckpointMatchHook'),
+    curves=dict(type='swinv2_mm.CurvesHook'),
     heartbeat=dict(type='swinv2_mm.HeartbeatHook'),
     interrupt=dict(type='swinv2_mm.InterruptHook'),
     invalid_loss=dict(type='swinv2_mm.InvalidLossHook'),
     loader_workers=dict(type='swinv2_mm.LoaderWorkersHook'),
     metrics_file=dict(type='swinv2_mm.MetricsFileHook'),
     resume_state=dict(type='swinv2_mm.ResumeStateHook'),
+    sample_pictures=dict(type='swinv2_mm.SamplePicturesHook'),
 )
 
 # Heads are written with BN. A distributed Runner turns every BN into SyncBN, on one device it stays

@@ -18,6 +18,8 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(
-    type='DetLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+    type='DetLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='swinv2_mm.TensorboardBackend')],
+    name='visualizer',
 )
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)

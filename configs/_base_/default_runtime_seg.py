@@ -18,7 +18,9 @@ env_cfg = dict(
     dist_cfg=dict(backend='nccl'),
 )
 visualizer = dict(
-    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer'
+    type='SegLocalVisualizer',
+    vis_backends=[dict(type='LocalVisBackend'), dict(type='swinv2_mm.TensorboardBackend')],
+    name='visualizer',
 )
 log_processor = dict(by_epoch=False)
 tta_model = dict(type='SegTTAModel')

@@ -23,12 +23,14 @@ _HOOKS = {
     'bad_samples': 'BadSampleHook',
     'batch_size': 'BatchSizeHook',
     'checkpoint_match': 'CheckpointMatchHook',
+    'curves': 'CurvesHook',
     'heartbeat': 'HeartbeatHook',
     'interrupt': 'InterruptHook',
     'invalid_loss': 'InvalidLossHook',
     'loader_workers': 'LoaderWorkersHook',
     'metrics_file': 'MetricsFileHook',
     'resume_state': 'ResumeStateHook',
+    'sample_pictures': 'SamplePicturesHook',
 }
 """The hooks of `configs/_base_/default_runtime.py`."""
 

@@ -15,6 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from swinv2_mm.checkpoints import WINDOWS_KEY
 from swinv2_mm.engine.bad_samples import BadSampleHook
 from swinv2_mm.engine.checkpoint_hook import AtomicCheckpointHook
+from swinv2_mm.engine.curves import CurvesHook
 from swinv2_mm.engine.drawing import SideBySideHook
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.heartbeat import HeartbeatHook
@@ -30,6 +31,7 @@ __all__ = [
     'BadSampleHook',
     'BatchSizeHook',
     'CheckpointMatchHook',
+    'CurvesHook',
     'HeartbeatHook',
     'InterruptHook',
     'InvalidLossHook',

@@ -1,0 +1,75 @@
+"""Analyze a trained model: confusion matrix, precision and recall by class, worst images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from swinv2_mm_cli import (
+    add_cfg_options,
+    add_device,
+    add_trust,
+    make_parser,
+    prepare_process,
+    require_config,
+    require_paths,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = make_parser(__doc__)
+    parser.add_argument('model', help='work directory, checkpoint, or URL of a checkpoint')
+    parser.add_argument(
+        '--config',
+        metavar='F',
+        help='config file of a checkpoint that has none inside or beside it',
+    )
+    parser.add_argument(
+        '--split',
+        choices=['val', 'test'],
+        default='test',
+        help='data of the val_dataloader or test_dataloader of the config (default: test)',
+    )
+    parser.add_argument(
+        '--results',
+        metavar='F',
+        help="a detector's COCO json of `test --out` on these data; the model is not run",
+    )
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        metavar='S',
+        help='score from which objects of a detector count (default: 0.3)',
+    )
+    parser.add_argument(
+        '--out', default='analysis', metavar='D', help='folder for the report (default: analysis)'
+    )
+    parser.add_argument(
+        '--worst',
+        type=int,
+        default=12,
+        metavar='N',
+        help='number of images to show (default: 12)',
+    )
+    add_trust(parser)
+    add_device(parser)
+    add_cfg_options(parser, 'test_dataloader.batch_size=4')
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the tool and return its exit code."""
+    args = parse_args()
+    require_paths('checkpoint', args.model)
+    require_paths('file of results', args.results)
+    require_config(args.config)
+    prepare_process(args.device)
+    from swinv2_mm.apis.analyze import analyze
+
+    return analyze(**vars(args))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
