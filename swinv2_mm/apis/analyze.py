@@ -22,7 +22,7 @@ from swinv2_mm.engine.console import say
 from swinv2_mm.engine.devices import describe_device, use_device
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import dump_predictions
-from swinv2_mm.engine.launch import EXIT_OK, _checked, guarded
+from swinv2_mm.engine.launch import EXIT_OK, checked_runner, guarded
 from swinv2_mm.engine.runner import EvaluationRunner
 
 _NOT_NEEDED = ('curves', 'metrics_file', 'sample_pictures', 'visualization')
@@ -125,7 +125,7 @@ def _run(cfg: Config, checkpoint: str, device: str, hook: Hook | None = None) ->
     cfg.launcher, cfg.load_from, cfg.resume = 'none', checkpoint, False
     used = use_device(device, 'none')
     say(f'checkpoint: {checkpoint}; device: {describe_device(used)}')
-    runner = _checked(cfg, used, EvaluationRunner, ('test',))
+    runner = checked_runner(cfg, used, EvaluationRunner, ('test',))
     say(f'data: {len(runner.test_dataloader.dataset)} images')
     if hook is not None:
         runner.register_hook(hook)

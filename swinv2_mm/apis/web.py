@@ -102,7 +102,6 @@ def _launch(gradio: Any, page: Any, host: str, port: int) -> None:
             mcp_server=False,
             pwa=False,
             enable_monitoring=False,
-            run_history=False,
             footer_links=[],
         )
     except OSError as error:
@@ -139,7 +138,7 @@ def _import_gradio(host: str) -> Any:
     Raises:
         SetupError: If it is not installed.
     """
-    os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
+    os.environ |= {'GRADIO_ANALYTICS_ENABLED': 'False', 'GRADIO_RUN_HISTORY': 'False'}
     for name in ('NO_PROXY', 'no_proxy'):
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), 'localhost', host]))
     try:

@@ -104,7 +104,7 @@ def train(
         if max_iters is not None:
             say(f'schedule: {limit_iterations(cfg, max_iters)}')
         parts = ('train', 'val') if cfg.get('val_cfg') else ('train',)
-        runner = _checked(cfg, on, TrainingRunner, parts)
+        runner = checked_runner(cfg, on, TrainingRunner, parts)
         raise_interrupts()
         started = time.time()
         try:
@@ -166,7 +166,7 @@ def evaluate(
             dump_predictions(cfg, out)
         if show_dir:
             add_drawing(cfg, show_dir, show_max)
-        runner = _checked(cfg, on, EvaluationRunner, ('test',))
+        runner = checked_runner(cfg, on, EvaluationRunner, ('test',))
         say(f'data: {len(runner.test_dataloader.dataset)} test images')
         runner.test()
         if out:
@@ -238,7 +238,7 @@ def _require_keys(cfg: Config, keys: tuple[str, ...], otherwise: str) -> None:
             raise SetupError(f'The config {cfg.filename} defines no {key}: {otherwise}.')
 
 
-def _checked(
+def checked_runner(
     cfg: Config, device: torch.device, kind: type[Runner], parts: tuple[str, ...]
 ) -> Runner:
     """Return the runner of a config whose data have been checked.

@@ -218,7 +218,7 @@ def test_a_port_in_use_and_a_missing_package(detector, tmp_path, monkeypatch, ca
     assert web.web(detector, host='no.such.host.invalid') == 2
     assert 'name another' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'gradio', None)
-    for name in ('GRADIO_ANALYTICS_ENABLED', 'NO_PROXY', 'no_proxy'):
+    for name in ('GRADIO_ANALYTICS_ENABLED', 'GRADIO_RUN_HISTORY', 'NO_PROXY', 'no_proxy'):
         monkeypatch.setenv(name, 'before')
     assert web.web(detector, port=0) == 2
     assert "needs gradio: pip install '.[web]'" in capsys.readouterr().err
