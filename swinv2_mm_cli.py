@@ -103,6 +103,15 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--config` of commands that take a trained model."""
+    parser.add_argument(
+        '--config',
+        metavar='F',
+        help='config file of a checkpoint that has none inside or beside it',
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """Add the option `--trust-checkpoint`."""
     parser.add_argument(

@@ -7,6 +7,7 @@ import sys
 
 from swinv2_mm_cli import (
     add_cfg_options,
+    add_config,
     add_device,
     add_trust,
     make_parser,
@@ -20,11 +21,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__)
     parser.add_argument('model', help='work directory, checkpoint, or URL of a checkpoint')
-    parser.add_argument(
-        '--config',
-        metavar='F',
-        help='config file of a checkpoint that has none inside or beside it',
-    )
+    add_config(parser)
     parser.add_argument(
         '--split',
         choices=['val', 'test'],

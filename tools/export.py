@@ -8,6 +8,7 @@ import sys
 
 from swinv2_mm_cli import (
     add_cfg_options,
+    add_config,
     add_trust,
     make_parser,
     prepare_process,
@@ -56,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--evaluate', action='store_true', help='measure the validation set before and after'
     )
-    parser.add_argument('--config', help='config file, for a checkpoint that contains none')
+    add_config(parser)
     add_trust(parser)
     add_cfg_options(parser, 'model.test_cfg.rcnn.score_thr=0.3')
     return parser.parse_args()

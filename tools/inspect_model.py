@@ -6,7 +6,14 @@ import argparse
 import re
 import sys
 
-from swinv2_mm_cli import add_cfg_options, add_device, add_trust, make_parser, prepare_process
+from swinv2_mm_cli import (
+    add_cfg_options,
+    add_config,
+    add_device,
+    add_trust,
+    make_parser,
+    prepare_process,
+)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -48,7 +55,7 @@ def parse_args() -> argparse.Namespace:
         '--out', default='inspection', metavar='D', help='folder of pictures (default: inspection)'
     )
     parser.add_argument('--json', dest='json_file', metavar='F', help='write the table as json')
-    parser.add_argument('--config', help='config file, for a checkpoint that contains none')
+    add_config(parser)
     add_trust(parser)
     add_device(parser)
     add_cfg_options(parser, 'model.backbone.window_size=16')

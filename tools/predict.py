@@ -7,6 +7,7 @@ import sys
 
 from swinv2_mm_cli import (
     add_cfg_options,
+    add_config,
     add_device,
     add_trust,
     make_parser,
@@ -28,11 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--model', required=True, help='work directory, checkpoint, or URL of a checkpoint'
     )
-    parser.add_argument(
-        '--config',
-        metavar='F',
-        help='config file of a checkpoint that has none inside or beside it',
-    )
+    add_config(parser)
     parser.add_argument(
         '--out',
         default='predictions',

@@ -7,6 +7,7 @@ import sys
 
 from swinv2_mm_cli import (
     add_cfg_options,
+    add_config,
     add_device,
     add_trust,
     make_parser,
@@ -25,11 +26,7 @@ def parse_args() -> argparse.Namespace:
         default='work_dirs/demo',
         help='work directory, checkpoint, or URL of a checkpoint (default: work_dirs/demo, of make demo)',
     )
-    parser.add_argument(
-        '--config',
-        metavar='F',
-        help='config file of a checkpoint that has none inside or beside it',
-    )
+    add_config(parser)
     parser.add_argument(
         '--port', type=int, default=7860, metavar='N', help='default: 7860; 0: any free one'
     )
