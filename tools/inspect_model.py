@@ -13,6 +13,7 @@ from swinv2_mm_cli import (
     add_trust,
     make_parser,
     prepare_process,
+    require_paths,
 )
 
 
@@ -65,6 +66,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    require_paths('image', args.image)
     prepare_process(args.device)
     from swinv2_mm.apis.inspection import inspect_model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from swinv2_mm_cli import (
@@ -23,7 +24,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'model',
         nargs='?',
-        default='work_dirs/demo',
         help='work directory, checkpoint, or URL of a checkpoint (default: work_dirs/demo, of make demo)',
     )
     add_config(parser)
@@ -46,6 +46,11 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Run the tool and return its exit code."""
     args = parse_args()
+    if args.model is None:
+        args.model = 'work_dirs/demo'
+        if not os.path.exists(args.model):
+            print('Name a model: swinv2-mm web WORK_DIR. Or run make demo first.', file=sys.stderr)
+            return 2
     require_paths('checkpoint', args.model)
     require_config(args.config)
     prepare_process(args.device)

@@ -44,6 +44,8 @@ def write_report(analysis: Analysis, folder: Path, about: str) -> Path:
     if analysis.curves:
         _draw_curves(analysis.curves).savefig(folder / 'precision_recall.png')
         shown.append('precision_recall.png')
+    else:
+        (folder / 'precision_recall.png').unlink(missing_ok=True)  # of another model
     worst = []
     for number, (name, score, picture) in enumerate(analysis.worst_pictures(), 1):
         file = f'worst/{number:02d}_{Path(name).stem}.jpg'
@@ -66,8 +68,15 @@ def write_report(analysis: Analysis, folder: Path, about: str) -> Path:
     return page
 
 
+def summarize(analysis: Analysis) -> str:
+    """Return the means over the classes in a line."""
+    header, *_, means = _class_table(analysis)
+    known = [(name, mean) for name, mean in zip(header[2:], means[2:]) if not math.isnan(mean)]
+    return f'means over the classes: {", ".join(f"{name} {mean:.3f}" for name, mean in known)}'
+
+
 def _class_table(analysis: Analysis) -> list[list[Any]]:
-    """Return the numbers per class, with a row of their means."""
+    """Return the numbers per class, with a row of their means over the classes that have a value."""
     names = analysis.categories.names
     numbers = per_class(analysis.matrix)
     if analysis.score_name != 'mean IoU of its classes':

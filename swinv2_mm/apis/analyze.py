@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from swinv2_mm.apis.analysis import Analysis, analyze_objects
-from swinv2_mm.apis.analysis_report import write_report
+from swinv2_mm.apis.analysis_report import summarize, write_report
 from swinv2_mm.apis.models import find_model
 from swinv2_mm.apis.side_by_side import categories_of, read_picture
 from swinv2_mm.datasets.checks.configured import leaf_datasets
@@ -67,7 +67,10 @@ def analyze(
             raise SetupError('--results takes the results of a detector, and this is none.')
         _use_split(cfg, split)
         set_work_dir(cfg, out)
+        if not results:
+            Path(out, 'predictions.json').unlink(missing_ok=True)  # of another model
         found, about = _analyze_model(cfg, checkpoint, device, results, score_thr, worst)
+        say(summarize(found))
         say(f'report: {write_report(found, Path(out), f"{checkpoint}, {split} data, {about}")}')
         return EXIT_OK
 

@@ -152,6 +152,8 @@ def _damaged(path: Path, error: Exception) -> str:
         reason = 'its pickle has an unexpected end or content'
     if 'resize storage' in reason:
         reason = 'a tensor claims more elements than the file holds'
+    if reason.startswith('Weights only load failed'):  # goes on with advice to load it unsafely
+        reason = 'it has no state of tensors that torch reads'
     return f'{path} ({size} bytes, {start[:16]!r}) is damaged or not a checkpoint: {reason[:200]}'
 
 

@@ -75,6 +75,8 @@ def require_checkpoint(path: str | Path) -> str:
         return newest
     if not found.is_file():
         raise SetupError(f'The checkpoint {path} does not exist{_others(found)}.')
+    if found.suffix == '.py':
+        raise SetupError(f'{path} is a config: name a checkpoint or a work directory.')
     return str(found)
 
 

@@ -117,3 +117,9 @@ def test_a_folder_without_checkpoints(tmp_path):
 def test_a_pointer_to_a_deleted_checkpoint(work_dir):
     (work_dir / 'iter_2.pth').unlink()
     assert newest_checkpoint(work_dir) == str(work_dir / 'iter_1.pth')
+
+
+def test_a_config_is_no_checkpoint(tmp_path):
+    (tmp_path / 'my.py').write_text('model = dict()')
+    with pytest.raises(SetupError, match=r'my\.py is a config: name a checkpoint or a work'):
+        require_checkpoint(tmp_path / 'my.py')

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import cv2
 import numpy as np
@@ -50,6 +51,9 @@ def test_results_of_a_detector(run_tool, root, tmp_path, perfect):
     options = ['--results', tmp_path / 'p.json', '--worst', '2', '--config', DETECTOR]
     done = run_tool(TOOL, model, '--out', out, *options, env={'SWINV2_MM_SHAPES': str(root)})
     assert done.returncode == 0, done.stderr
+    assert re.search(
+        r'means over the classes: precision 0\.\d+, .*box AP 0\.\d+', done.stderr + done.stdout
+    )
     matrix = counts(out)
     assert matrix[was, was - 1] == 1
     assert matrix[ids.index(missed['category_id']), -1] == 1
