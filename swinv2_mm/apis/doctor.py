@@ -44,6 +44,7 @@ EXTRAS = {
     'classification': {'mmpretrain': 'onedl-mmpretrain', 'sklearn': 'scikit-learn'},
     'export': {name: name for name in ('onnx', 'onnxscript', 'onnxruntime', 'openvino', 'nncf')},
     'geo': {'rasterio': 'rasterio'},
+    'web': {'gradio': 'gradio'},
 }
 """The optional dependencies of `pyproject.toml`: packages, and what pip calls them."""
 OPERATORS = {

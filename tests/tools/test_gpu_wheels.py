@@ -11,7 +11,7 @@ from tool_runs import ROOT
 
 # What the machine has by itself, or by timm, and what the report does not use: the CPU kernels, predict, new-config.
 ELSEWHERE = {'torch', 'torchvision', 'timm', 'safetensors', 'huggingface-hub', 'llvmlite'}
-ELSEWHERE |= {'supervision', 'defusedxml'}
+ELSEWHERE |= {'supervision', 'defusedxml', 'tensorboard'}
 EXTRAS = {
     'scikit-learn',
     'opencv-python',
