@@ -140,7 +140,8 @@ def test_mistakes_end_with_a_sentence(run_tool, tmp_path, options, message):
 def test_pictures_and_event_files_of_a_resumed_training(run_tool, root, tmp_path):
     accumulators = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     work = tmp_path / 'work'
-    options = [*FAST, 'default_hooks.logger.interval=1', 'train_cfg.val_interval=1']
+    fast = [option for option in FAST if not option.startswith('default_hooks')]
+    options = [*fast, 'default_hooks.logger.interval=1', 'train_cfg.val_interval=1']
     for epochs in ('1', '2'):
         done = run_tool(
             *(

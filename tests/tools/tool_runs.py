@@ -15,8 +15,10 @@ FAST = (
     'val_dataloader.persistent_workers=False',
     'test_dataloader.num_workers=0',
     'test_dataloader.persistent_workers=False',
+    'default_hooks.curves=None',
+    'default_hooks.sample_pictures=None',
 )
-"""Options for `--cfg-options`: no processes for four pictures."""
+"""Options for `--cfg-options`: no processes for four pictures, and no pictures of the training."""
 
 NOISE = (
     'System environment',
