@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from swinv2_mm.engine.devices import available_devices
+
 _STRIDES = np.array([4, 8, 16, 32, 64])
 _ANCHORS = (
     ((8,), (0.5, 1.0, 2.0)),  # the default
@@ -68,7 +70,9 @@ def choose_crop(scale: tuple[float, ...], limit: int) -> Choice:
 
 
 def choose_batch(pixels: float, task: str, images: int) -> Choice:
-    """Return the batch size, a power of two from 2 to 8, as memory allows and images are there."""
+    """Return the batch size, a power of two from 2 to 8, as memory allows and images are there; 2 without a GPU."""
+    if available_devices() == ['cpu']:
+        return Choice((2,), 'No GPU here. With one: from 2 to 8, as its memory allows.')
     count = min(_PIXELS[task] / pixels, 8, max(2, images))
     batch = max(2, 2 ** int(math.log2(count)))
     return Choice((batch,), 'As many as 16 GB of a GPU hold with the tiny model.')

@@ -281,7 +281,7 @@ def _schedule(images: int, batch: int, shipped_config: Config, best: str) -> lis
         rate=rate.reason,
         optimizer=code(dict(lr=rate.value[0], weight_decay=decay)),
         warmup=warmup,
-        log=min(50, interval // 2),
+        log=min(50, iters // 100),
         best=best,
         batch=batch,
     )

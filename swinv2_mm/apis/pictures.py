@@ -118,7 +118,7 @@ def _draw_objects(prediction: Prediction) -> np.ndarray:
         line = max(1, line // 2)
     supervision.BoxAnnotator(colours, thickness=line).annotate(picture, detections)
     labels = [
-        f'{name} {score:.2f}'
+        str(name) if np.isnan(score) else f'{name} {score:.2f}'
         for name, score in zip(detections['class_name'], detections.confidence)
     ]
     shades = [_readable(rgb) for rgb in prediction.categories.colours]

@@ -70,7 +70,8 @@ def predict(
         if pictures:
             import_supervision()
         predictor = Predictor(model, device, score_thr, tile, batch, config, cfg_options)
-        say(f'model: {predictor.model.checkpoint}, {len(predictor.categories.names)} classes')
+        classes = len(predictor.categories.names)
+        say(f'model: {predictor.model.checkpoint}, {classes} class{"es" * (classes > 1)}')
         with ExitStack() as stack:
             outputs = _Outputs(stack, predictor, sources, Path(out), json_file, csv_file, pictures)
             done, failed, elapsed = _predict_all(predictor, sources, outputs)

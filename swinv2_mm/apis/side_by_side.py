@@ -97,8 +97,8 @@ def _truth(sample: Any, count: int) -> Any:
     part = type(sample)()
     if 'pred_instances' in sample:
         given = sample.gt_instances
-        scores = torch.ones(len(given.labels))
-        part.pred_instances = _plain(given, scores)
+        unknown = torch.full((len(given.labels),), float('nan'))
+        part.pred_instances = _plain(given, unknown)
     elif 'pred_sem_seg' in sample:
         part.pred_sem_seg = PixelData(data=_labels(sample.gt_sem_seg.data))
     else:

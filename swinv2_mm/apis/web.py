@@ -62,7 +62,8 @@ def web(
             raise SetupError(
                 'The model predicts on files with several bands, which browsers do not show: use swinv2-mm predict.'
             )
-        say(f'model: {predictor.model.checkpoint}, {len(predictor.categories.names)} classes')
+        classes = len(predictor.categories.names)
+        say(f'model: {predictor.model.checkpoint}, {classes} class{"es" * (classes > 1)}')
         predictor(np.zeros((480, 640, 3), np.uint8))  # compiles kernels
         raise_interrupts()  # the folder is removed before the process ends
         signal.signal(signal.SIGTERM, signal.default_int_handler)

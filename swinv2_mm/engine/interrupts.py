@@ -27,11 +27,14 @@ _SAME_PRESS = 1.0
 
 
 class Interrupted(KeyboardInterrupt, SystemExit):
-    """The training was stopped by a signal; a program that does not catch it ends with `code` and no traceback."""
+    """The training was stopped by a signal; a program that does not catch it ends with `code` and no traceback.
 
-    def __init__(self, code: int) -> None:
+    `iteration` is the number of iterations of the checkpoint, None if it was stopped at once.
+    """
+
+    def __init__(self, code: int, iteration: int | None = None) -> None:
         super().__init__(code)
-        self.code = code
+        self.code, self.iteration = code, iteration
 
 
 @HOOKS.register_module()
@@ -115,7 +118,7 @@ class InterruptHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, AtomicCheckpointHook):
                 hook.save_now(runner, epoch, iteration)
-        raise Interrupted(self.requested)
+        raise Interrupted(self.requested, iteration)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""

@@ -116,7 +116,7 @@ def train(
                     raise SetupError(f'{error} To start from scratch: --no-pretrained.') from error
                 raise
             ignore_signals()  # a second one would cut the message short
-            _say_how_to_resume(runner)
+            _say_how_to_resume(runner, getattr(error, 'iteration', None))
             return _asked_to_stop(runner) or EXIT_INTERRUPTED
         elapsed = timedelta(seconds=int(time.time() - started))
         say(f'finished at iteration {runner.iter}, after {elapsed}')
@@ -274,6 +274,11 @@ def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
             warn(
                 f'--resume: no checkpoint in {cfg.work_dir} yet, so the training begins from the start.'
             )
+    elif resume is None and not cfg.get('resume') and any(Path(cfg.work_dir).glob('*.pth')):
+        warn(
+            f'{cfg.work_dir} has checkpoints of an earlier training. This one begins from the start and replaces them: '
+            'pass --resume to continue, or another --work-dir.'
+        )
     if resume is not None:
         cfg.load_from, cfg.resume = require_checkpoint(resume), True
         drop_pretrained(cfg.model)  # the checkpoint would overwrite them
@@ -293,9 +298,10 @@ def _asked_to_stop(runner: Runner) -> int:
     return max(getattr(hook, 'requested', 0) for hook in runner.hooks)
 
 
-def _say_how_to_resume(runner: Runner) -> None:
+def _say_how_to_resume(runner: Runner, iteration: int | None) -> None:
     """Say where an interrupted training stands."""
-    say(f'interrupted at iteration {runner.iter}; log: {log_file()}')
+    at = runner.iter if iteration is None else iteration
+    say(f'interrupted at iteration {at}; log: {log_file()}')
     newest = newest_checkpoint(runner.work_dir)
     if newest:
         say(f'to continue from {newest}: the same command with --resume')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from mmengine.device import get_device
@@ -9,6 +10,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.nn import SyncBatchNorm
 
@@ -24,6 +26,12 @@ class TrainingRunner(Runner):
         logger = super().build_logger(*args, **kwargs)
         continue_logging(logger)
         return logger
+
+    def build_visualizer(self, visualizer: Any = None) -> Visualizer:
+        """Build a visualizer of this run alone; mmengine shares one of the same name within a process."""
+        if isinstance(visualizer, dict):
+            visualizer = dict(visualizer, name=f'{self.experiment_name}_{time.time_ns()}')
+        return super().build_visualizer(visualizer)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         """Move the model to its device and wrap it for distributed runs; SyncBN needs a GPU and becomes BN without."""

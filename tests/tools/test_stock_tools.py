@@ -6,7 +6,7 @@ from pathlib import Path
 import mmdet
 import mmseg
 import pytest
-from tool_runs import DETECTION, FAST, SEGMENTATION
+from tool_runs import DETECTION, NO_WORKERS, SEGMENTATION
 
 
 def stock_tool(library):
@@ -40,7 +40,7 @@ def test_quickstarts_run_under_the_libraries_own_tools(
         '--work-dir',
         tmp_path,
         '--cfg-options',
-        *FAST,
+        *NO_WORKERS,
         *options,
         fresh=True,
     )

@@ -176,8 +176,8 @@ def test_an_interrupted_training_says_how_to_go_on(environment, tmp_path):
         process.kill()
     assert process.returncode == 130, console + errors
     assert console.count('stopping after this iteration') == 1
-    assert 'interrupted at iteration' in console
-    assert re.search(r'to continue from .*iter_\d+\.pth: the same command with --resume', console)
+    (stopped,) = re.findall(r'interrupted at iteration (\d+)', console)
+    assert re.search(rf'to continue from .*iter_{stopped}\.pth: the same command with', console)
     assert 'Traceback' not in console + errors
 
 

@@ -46,5 +46,18 @@ def test_no_workers_need_no_further_settings(root):
     assert train(SEGMENTATION, cfg_options=[*options, 'train_dataloader.batch_size=2'], **run) == 0
 
 
+def test_a_second_training_of_the_process_has_its_own_files_and_names_the_checkpoints_of_the_first(
+    root, capsys
+):
+    options = [*FAST, 'train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=1']
+    for work_dir in ('first', 'second', 'first'):
+        capsys.readouterr()
+        run = dict(work_dir=work_dir, device='cpu', max_iters=1, cfg_options=options)
+        assert train(SEGMENTATION, **run) == 0
+    assert 'first has checkpoints of an earlier training' in capsys.readouterr().out
+    assert len(list(root.parent.glob('first/*/vis_data/scalars.json'))) == 2
+    assert len(list(root.parent.glob('second/*/vis_data/scalars.json'))) == 1
+
+
 def test_devices_that_are_not_there(root, capsys):
     assert '--device meta is not available; available: cpu' in refused(capsys, device='meta')

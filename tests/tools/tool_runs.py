@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 DETECTION = str(next(ROOT.glob('configs/quickstart/mask-rcnn_*.py')))
 SEGMENTATION = str(next(ROOT.glob('configs/quickstart/*upernet*.py')))
 
-FAST = (
+NO_WORKERS = (
     'train_dataloader.batch_size=2',
     'train_dataloader.num_workers=0',
     'train_dataloader.persistent_workers=False',
@@ -15,10 +15,11 @@ FAST = (
     'val_dataloader.persistent_workers=False',
     'test_dataloader.num_workers=0',
     'test_dataloader.persistent_workers=False',
-    'default_hooks.curves=None',
-    'default_hooks.sample_pictures=None',
 )
-"""Options for `--cfg-options`: no processes for four pictures, and no pictures of the training."""
+"""Options for `--cfg-options`: no processes for four pictures."""
+
+FAST = (*NO_WORKERS, 'default_hooks.curves=None', 'default_hooks.sample_pictures=None')
+"""The same, without pictures of the training."""
 
 NOISE = (
     'System environment',
