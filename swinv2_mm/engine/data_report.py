@@ -21,7 +21,6 @@ from swinv2_mm.datasets.checks import (
     Finding,
     check_data,
 )
-from swinv2_mm.datasets.checks.annotations import count_classes
 from swinv2_mm.datasets.checks.files import total
 from swinv2_mm.datasets.checks.read_files import find_step
 from swinv2_mm.datasets.checks.samples import prepare, spread, untouched_randomness
@@ -113,7 +112,7 @@ def _statistics(data: ConfiguredData, part: str) -> dict[str, dict[str, Any]]:
     dataset = data.dataset(part)
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     if found:
-        counts = total([count_classes(file) for file in found])
+        counts = total([file.class_counts for file in found])
         tables['annotations by class'] = {key: counts[key] for key, _ in counts.most_common()}
         areas = np.histogram(np.concatenate([file.area for file in found]), _AREAS)[0]
         tables['annotations by size'] = {

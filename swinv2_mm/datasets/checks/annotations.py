@@ -247,13 +247,6 @@ def check_json(data: ConfiguredData) -> Iterator[Finding]:
             yield from find(json)
 
 
-def count_classes(file: CocoFile) -> dict[str, int]:
-    """Return the number of annotations of each category of a file, crowds left out."""
-    keys = [key for key, crowd in zip(file.category_ids, file.crowd.tolist()) if not crowd]
-    counts = Counter(keys)
-    return {str(item['name']): counts[item['id']] for item in file.categories}
-
-
 def _reads_masks(data: ConfiguredData, leaf: LeafDataset) -> bool:
     """Return whether the pipeline of a data set or the evaluator of its part reads masks."""
     evaluators: Any = data.cfg.get(f'{leaf.part}_evaluator') or []

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from swinv2_mm.datasets.checks.annotations import count_classes
 from swinv2_mm.datasets.checks.coco_file import CocoFile
 from swinv2_mm.datasets.checks.configured import ConfiguredData, LeafDataset
 from swinv2_mm.datasets.checks.finding import Finding, error, of_many
@@ -132,7 +131,7 @@ def _repeated_categories(leaf: LeafDataset, file: CocoFile) -> Iterator[Finding]
 
 def _unused_classes(leaf: LeafDataset, file: CocoFile, classes: list[str]) -> Iterator[Finding]:
     """Yield the classes without an annotation."""
-    counts = count_classes(file)
+    counts = file.class_counts
     unused = [name for name in classes if not counts[name]]
     if unused and len(file.ids):
         parents = sorted(_parents(file).intersection(unused))
@@ -153,7 +152,7 @@ def _parents(file: CocoFile) -> set[str]:
     groups = [category.get('supercategory') for category in file.categories]
     top = (None, '', 'none')
     names = {str(c['name']) for c in file.categories if c.get('supercategory') in top}
-    counts = count_classes(file)
+    counts = file.class_counts
     return {name for name in names if name in groups and not counts[name]}
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
+from functools import cached_property
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ class CocoFile:
             except (OSError, ValueError, OverflowError) as broken:
                 reason = f'The annotation file {path} is not a COCO json: {broken}'
                 raise ValueError(reason) from broken
+
+    @cached_property
+    def class_counts(self) -> dict[str, int]:
+        """Number of annotations of each category, crowds left out."""
+        counts = Counter(compress(self.category_ids, (~self.crowd).tolist()))
+        return {str(item['name']): counts[item['id']] for item in self.categories}
 
     def _read_images(self, images: list[dict[str, Any]]) -> None:
         self.image_ids = _ids(images, 'id')
