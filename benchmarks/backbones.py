@@ -1,18 +1,21 @@
-"""SwinV2 of several libraries, with the same weights and the same four feature maps.
+"""SwinV2 of several libraries and runtimes, with the same weights and the same four feature maps.
 
 Each function imports its library when it is called, in the process of its contestant.
 """
 
 from __future__ import annotations
 
+import functools
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import SIZES, Case
-from benchmarks.contestants import SEQUENTIAL
+from benchmarks.contestants import RUNTIMES, SEQUENTIAL
 from benchmarks.task import Task, autocast
 from benchmarks.weights import load_weights
 
@@ -26,12 +29,17 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
         case: The case.
         options: `library`: a key of `_MODELS`; `weights`: the file; `compile`; `backend` of our attention.
     """
-    model, maps = _MODELS[options['library']](case, options)
-    load_weights(model, options['weights'], options['library'])
+    library = options['library']
+    model, maps = _MODELS[library](case, options)
+    load_weights(model, options['weights'], 'native' if library in RUNTIMES else library)
     model.train(case.mode == 'train')  # not chained: mmpretrain's method returns None
     model.to(case.device)
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(case.batch, 3, *case.input, generator=generator).to(case.device)
+    if options.get('compile') and case.mode == 'eval' and case.device == 'cpu':
+        from torch._inductor import config
+
+        config.freezing = True  # weights are constants, in the layout of the products
     call = torch.compile(maps) if options.get('compile') else maps
 
     def look() -> list[Tensor]:
@@ -147,11 +155,68 @@ def _mmpretrain(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps
     return model, model
 
 
+def _onnxruntime(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """Build our model, exported to ONNX at the size of the case."""
+    if case.dtype != 'fp32':
+        raise ValueError(f'ONNX Runtime computes in fp32 on a CPU, not in {case.dtype}')
+    model, _ = _ours(case, {'backend': 'reference'})
+
+    @functools.cache
+    def session() -> Any:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        content, providers = _as_onnx(model, case), ['CPUExecutionProvider']
+        return onnxruntime.InferenceSession(content, settings, providers=providers)
+
+    def maps(image: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(x) for x in session().run(None, {'image': image.numpy()})]
+
+    return model, maps
+
+
+def _openvino(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
+    """Build our model, exported to OpenVINO at the size of the case; it computes in the dtype of the case."""
+    model, _ = _ours(case, {'backend': 'reference'})
+    precision = {'fp32': 'f32', 'bf16': 'bf16', 'fp16': 'f16'}[case.dtype]
+
+    @functools.cache
+    def compiled() -> Any:
+        import openvino
+
+        settings = {
+            'INFERENCE_PRECISION_HINT': precision,
+            'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+        }
+        core = openvino.Core()
+        return core.compile_model(core.read_model(_as_onnx(model, case)), 'CPU', settings)
+
+    def maps(image: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(x.copy()) for x in compiled()(image.numpy()).to_tuple()]
+
+    return model, maps
+
+
+def _as_onnx(model: nn.Module, case: Case) -> bytes:
+    """Return a model as an ONNX file for images of the size of the case."""
+    from swinv2_mm.apis.export_files import OPSET
+
+    example = torch.zeros(case.batch, 3, *case.input)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        path = Path(folder) / 'model.onnx'
+        names = dict(input_names=['image'], opset_version=OPSET)
+        torch.onnx.export(model, (example,), str(path), dynamo=False, **names)
+        return path.read_bytes()
+
+
 _MODELS = {
     'native': _ours,
     'timm': _timm,
     'torchvision': _torchvision,
     'hf': _hf,
     'mmpretrain': _mmpretrain,
+    'onnxruntime': _onnxruntime,
+    'openvino': _openvino,
 }
 """Functions that build a model and its function from images to feature maps, by weight layout."""

@@ -39,8 +39,13 @@ BACKBONE_PEERS = {
     'torchvision': 'torchvision',
     'hf': 'transformers',
     'mmpretrain': 'mmpretrain',
+    'onnxruntime': 'onnxruntime',
+    'openvino': 'openvino',
 }
 """Library of each peer, by its name on the command line."""
+
+RUNTIMES = ('onnxruntime', 'openvino')
+"""Peers that run our exported model: inference on a CPU only."""
 
 TRAINING_PEERS = {'mmpretrain': 'mmpretrain', 'swin_v1': 'mmdet'}
 
@@ -52,6 +57,8 @@ SEQUENTIAL = 'sequential'
 
 _INTO_A_FOLDER = 'pip install --no-deps --target DIR/{}, and set SWINV2_MM_PEERS=DIR'
 _HOW_TO_GET = {
+    'onnxruntime': 'pip install onnx onnxscript onnxruntime',
+    'openvino': 'pip install onnx onnxscript openvino',
     'timm': 'pip install timm',
     'torchvision': 'pip install torchvision',
     'mmdet': 'pip install onedl-mmdetection',

@@ -17,6 +17,7 @@ import torch
 from benchmarks.cases import DTYPES, SIZES, Case, parse_size
 from benchmarks.contestants import (
     BACKBONE_PEERS,
+    RUNTIMES,
     TRAINING_PEERS,
     Contestant,
     absent_peers,
@@ -72,12 +73,15 @@ def compare_backbones(args: argparse.Namespace) -> None:
     absent = absent_peers(dict.fromkeys([*args.peers, *args.sweep_peers]), BACKBONE_PEERS)
     compiled = (False, True) if args.compile_peers else (False,)
     names = [name for name in dict.fromkeys(args.peers) if name not in absent]
-    peers = [peer(name, compile_) for compile_ in compiled for name in names]
+    pairs = [(name, compile_) for compile_ in compiled for name in names]
+    peers = [peer(*pair) for pair in pairs if not (pair[1] and pair[0] in RUNTIMES)]
     beside = [peer(name) for name in dict.fromkeys(args.sweep_peers) if name not in absent]
     run = _Run(args, absent)
     with run.pool:
         for case in cases:
-            run.measure([case], [*backends, *peers])
+            for_runtimes = case.mode == 'eval' and case.device == 'cpu'
+            able = [p for p in peers if for_runtimes or p.options['library'] not in RUNTIMES]
+            run.measure([case], [*backends, *able])
         for kind, swept in sweeps.items():
             for backend, mode in product(backends, args.mode if swept else ()):
                 of_mode = [replace(case, mode=mode) for case in swept]

@@ -15,7 +15,7 @@ import pytest
 from tool_runs import ROOT
 
 from benchmarks.cases import Case, parse_size
-from benchmarks.contestants import products
+from benchmarks.contestants import RUNTIMES, products
 from benchmarks.processes import ContestantError, Pool
 from benchmarks.results import pairwise_ratio, read_results
 from benchmarks.roofline import count_flops
@@ -46,7 +46,7 @@ def assert_ratios_are_of_the_samples(row):
 
 @pytest.fixture(scope='module')
 def compared(run_tool, tmp_path_factory):
-    """timm runs, transformers is broken, mmpretrain is not installed."""
+    """timm and the runtimes run, transformers is broken, mmpretrain is not installed."""
     folder = tmp_path_factory.mktemp('benchmark')
     broken = folder / 'peers/transformers/transformers'
     broken.mkdir(parents=True)
@@ -54,7 +54,8 @@ def compared(run_tool, tmp_path_factory):
     done = run_tool(
         BACKBONE,
         *SMALL,
-        *('--peers', 'timm', 'hf', *ABSENT, '--input', '64x128', '--mode', 'eval', 'train'),
+        *('--peers', 'timm', 'hf', *ABSENT, *RUNTIMES, '--input', '64x128'),
+        *('--mode', 'eval', 'train'),
         *('--backends', 'auto', 'sequential', '--rounds', '2'),
         *('--json', folder / 'a.json', '--markdown', folder / 'a.md', '--plot', folder / 'a.png'),
         env=dict(SWINV2_MM_PEERS=str(folder / 'peers')),
@@ -85,8 +86,9 @@ def test_a_row_for_every_case(compared):
     assert [row['mode'] for row in rows] == ['eval', 'train']
     for row in rows:
         assert (row['input'], row['window'], row['rounds']) == ('64x128', 4, 2)
-        assert list(row['ms']) == ['ours', 'ours_sequential', 'timm']
-        assert list(row['ratios']) == ['timm']
+        able = ['timm', *RUNTIMES] if row['mode'] == 'eval' else ['timm']
+        assert list(row['ms']) == ['ours', 'ours_sequential', *able]
+        assert list(row['ratios']) == able
         assert 0 < row['roofline'] < 1
         assert set(row['samples_ms']) == {*row['ms'], 'matmul', 'mm'}
         for name, (low, high) in row['quartiles_ms'].items():
@@ -111,6 +113,7 @@ def test_the_peers_compute_the_same(compared):
     # At window 4 the last map is 2 x 4, to which both shrink the window; the others are multiples of it.
     assert 0 < differences['timm'] < 1e-4
     assert differences['ours_sequential'] < 1e-4
+    assert all(0 < differences[name] < 1e-4 for name in RUNTIMES)
 
 
 def test_who_cannot_run_is_named_and_the_others_go_on(compared):
