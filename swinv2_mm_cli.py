@@ -36,7 +36,7 @@ COMMANDS = {
     'convert': 'model_converters/convert_checkpoint.py',
     'doctor': 'doctor.py',
     'benchmark backbone': 'analysis_tools/benchmark_backbone.py',
-    'benchmark training': 'analysis_tools/benchmark_training.py',
+    'benchmark model': 'analysis_tools/benchmark_model.py',
 }
 """Scripts in `tools` by the name of the command; the first line of the docstring of a script describes it."""
 EXIT_SETUP = 2

@@ -205,8 +205,14 @@ def _as_onnx(model: nn.Module, case: Case) -> bytes:
     example = torch.zeros(case.batch, 3, *case.input)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / 'model.onnx'
-        names = dict(input_names=['image'], opset_version=OPSET)
-        torch.onnx.export(model, (example,), str(path), dynamo=False, **names)
+        torch.onnx.export(
+            model,
+            (example,),
+            str(path),
+            dynamo=False,
+            input_names=['image'],
+            opset_version=OPSET,
+        )
         return path.read_bytes()
 
 

@@ -47,7 +47,7 @@ BACKBONE_PEERS = {
 RUNTIMES = ('onnxruntime', 'openvino')
 """Peers that run our exported model: inference on a CPU only."""
 
-TRAINING_PEERS = {'mmpretrain': 'mmpretrain', 'swin_v1': 'mmdet'}
+MODEL_PEERS = {'mmpretrain': 'mmpretrain', 'swin_v1': 'mmdet'}
 
 PRODUCTS = {'matmul': 'roofline', 'mm': 'share_of_mm', 'copy': 'share_of_copy'}
 """Reference products to measure the machine, and the result field of our share of their rate."""
@@ -110,10 +110,10 @@ def peer(name: str, compiled: bool = False) -> Contestant:
     return Contestant(_name(name, compiled), builder, BACKBONE_PEERS[name], options)
 
 
-def trainer(name: str, **options: Any) -> Contestant:
-    """Return a detector or segmenter with our backbone, `'ours:BACKEND'`, or with that of a peer."""
+def whole_model(name: str, **options: Any) -> Contestant:
+    """Return a detector or segmentor with our backbone, `'ours:BACKEND'`, or with that of a peer."""
     options['backbone'] = name
-    return Contestant(_name(name), 'benchmarks.training:build', TRAINING_PEERS.get(name), options)
+    return Contestant(_name(name), 'benchmarks.models:build', MODEL_PEERS.get(name), options)
 
 
 def products(*names: str, side: int | None = None) -> list[Contestant]:

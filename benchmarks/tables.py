@@ -16,11 +16,12 @@ _LONGEST_KERNEL = 60
 def as_markdown(results: Mapping[str, Any]) -> str:
     """Return tables of all rows of a benchmark, followed by failures, absent peers and the machine."""
     rows, header = results['rows'], results['header']
-    is_training = any(row['task'] != 'backbone' for row in rows)
-    fields = ['input', 'window', 'task' if is_training else 'mode']
-    extras = ['images/s'] if is_training else ['roofline', 'of torch.mm']
+    has_models = any(row['task'] != 'backbone' for row in rows)
+    fields = ['input', 'window', *(['task'] if has_models else []), 'mode']
+    extras = ['images/s'] if has_models else ['roofline', 'of torch.mm']
     plain = [row for row in rows if not row.get('sweep')]
     texts = [comparison(plain, fields, *extras)] if plain else []
+    texts += filter(None, [parts(rows)])
     for kind in ('resolution', 'window'):
         swept = [row for row in rows if row.get('sweep') == kind]
         if swept:

@@ -17,14 +17,14 @@ import torch
 from benchmarks.cases import DTYPES, SIZES, Case, parse_size
 from benchmarks.contestants import (
     BACKBONE_PEERS,
+    MODEL_PEERS,
     RUNTIMES,
-    TRAINING_PEERS,
     Contestant,
     absent_peers,
     ours,
     peer,
     products,
-    trainer,
+    whole_model,
 )
 from benchmarks.plots import draw
 from benchmarks.processes import Pool
@@ -89,16 +89,16 @@ def compare_backbones(args: argparse.Namespace) -> None:
     run.finish()
 
 
-def compare_trainings(args: argparse.Namespace) -> None:
-    """Measure training steps with the options of the command line."""
-    absent = absent_peers(dict.fromkeys(args.peers), TRAINING_PEERS)
+def compare_models(args: argparse.Namespace) -> None:
+    """Measure whole models with the options of the command line."""
+    absent = absent_peers(dict.fromkeys(args.peers), MODEL_PEERS)
     names = [f'ours:{check_backend(name)}' for name in dict.fromkeys(args.backends)]
     names += [name for name in dict.fromkeys(args.peers) if name not in absent]
     run = _Run(args, absent)
     with run.pool:
         for task in args.task:
-            for case in _cases(args, args.input, args.window, ['train'], task):
-                run.measure([case], [trainer(name) for name in names])
+            for case in _cases(args, args.input, args.window, args.mode, task):
+                run.measure([case], [whole_model(name, preprocesses=True) for name in names])
     run.finish()
 
 
@@ -136,9 +136,10 @@ class _Run:
         contest = Contest(self.pool, entries, self.results, self.options, min_ms)
         contest.prepare()
         contest.measure(cases, self.args.rounds)
+        infos = {} if is_backbone else contest.ask(entries[0], 'info') or {}
         self.pool.release()
         work = {case: {'gflops': count_flops(case) / 1e9} for case in cases if is_backbone}
-        rows = [row for case in cases if (row := contest.row(case, work.get(case)))]
+        rows = [row | infos for case in cases if (row := contest.row(case, work.get(case)))]
         if sweep:
             add_factors(rows, sweep)
         self.results.content['header']['versions'].update(self.pool.versions)

@@ -90,7 +90,7 @@ def test_the_scripts_are_the_same_commands(tmp_path):
     [
         (('trian',), 2, "no command 'trian'; did you mean train"),
         (('xyz', '--help'), 2, "no command 'xyz'; swinv2-mm --help lists all"),
-        (('benchmark',), 2, 'is incomplete: use benchmark backbone or benchmark training'),
+        (('benchmark',), 2, 'is incomplete: use benchmark backbone or benchmark model'),
         (('train',), 2, 'usage: swinv2-mm train'),
         (('train', 'mask-rcnn_swinv2-t-p4-w8_fpn_1x_coco'), 2, 'instances_train2017.json'),
         (('convert', 'none.pth', 'out.pth'), 2, 'none.pth'),

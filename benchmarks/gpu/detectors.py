@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from benchmarks.cases import MODES, Case
-from benchmarks.contestants import trainer
+from benchmarks.contestants import whole_model
 from benchmarks.gpu.part import PartOptions
 from benchmarks.results import Results
 from benchmarks.rounds import Contest, Entry
@@ -41,7 +41,7 @@ def run(options: PartOptions, results: Results) -> None:
                 continue
             overrides = _QUICK[case.task] if options.quick else {}
             contestants = [
-                trainer(name, overrides=overrides)
+                whole_model(name, overrides=overrides)
                 for name in ('ours:auto', 'mmpretrain', 'swin_v1')
             ]
             entries = [Entry(contestant, case) for contestant in contestants]

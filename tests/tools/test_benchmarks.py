@@ -21,7 +21,7 @@ from benchmarks.results import pairwise_ratio, read_results
 from benchmarks.roofline import count_flops
 
 BACKBONE = ROOT / 'tools/analysis_tools/benchmark_backbone.py'
-TRAINING = ROOT / 'tools/analysis_tools/benchmark_training.py'
+MODEL = ROOT / 'tools/analysis_tools/benchmark_model.py'
 # Our own environment may have it; usually it lives in a folder that this test does not name.
 ABSENT = [] if importlib.util.find_spec('mmpretrain') else ['mmpretrain']
 SMALL = ('--arch', 'nano', '--window', '4', '--min-time', '0.01', '--threads', '1')
@@ -208,7 +208,7 @@ def test_a_build_leaves_the_benchmarks_out(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {'swinv2_mm', 'swinv2_mm_cli.py'}
     tools = {path.name for path in (tmp_path / 'swinv2_mm/.mim/tools').rglob('*.py')}
-    assert 'train.py' in tools and not tools & {BACKBONE.name, TRAINING.name, 'gpu_report.py'}
+    assert 'train.py' in tools and not tools & {BACKBONE.name, MODEL.name, 'gpu_report.py'}
 
 
 def children_of(pid):
@@ -284,21 +284,25 @@ def test_a_process_that_dies_is_reported_and_started_again():
 @pytest.mark.long
 def test_a_training_step_beside_swin_v1(run_tool, tmp_path):
     done = run_tool(
-        TRAINING,
+        MODEL,
         *SMALL,
-        *('--task', 'upernet', '--peers', 'swin_v1', '--input', '64x64', '--rounds', '2'),
+        *('--task', 'semantic_fpn', '--peers', 'swin_v1', '--input', '64x64', '--rounds', '2'),
         *('--json', tmp_path / 'a.json', '--plot', tmp_path / 'a.png'),
     )
     assert done.returncode == 0, done.stderr
     results = read(tmp_path / 'a.json')
     assert results['failed'] == []
-    (row,) = results['rows']
-    assert (row['task'], row['batch'], row['rounds']) == ('upernet', 2, 2)
-    assert set(row['ms']) == {'ours', 'swin_v1'}
-    for name, ms in row['ms'].items():
-        assert row['images_per_s'][name] == pytest.approx(2000 / ms)
-    assert min(row['losses'].values()) > 1
-    assert_ratios_are_of_the_samples(row)
+    assert [row['mode'] for row in results['rows']] == ['eval', 'train']
+    for row in results['rows']:
+        assert (row['task'], row['batch'], row['rounds']) == ('semantic_fpn', 2, 2)
+        assert set(row['ms']) == {'ours', 'swin_v1'}
+        for name, ms in row['ms'].items():
+            assert row['images_per_s'][name] == pytest.approx(2000 / ms)
+        assert_ratios_are_of_the_samples(row)
+    inference, training = results['rows']
+    assert set(inference['parts_ms']) == {'preprocessing', 'backbone', 'neck', 'decode_head'}
+    assert min(inference['parts_ms'].values()) > 0
+    assert min(training['losses'].values()) > 1
     assert '| images/s |' in done.stdout
     assert (tmp_path / 'a.png').exists()
 

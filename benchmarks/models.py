@@ -1,4 +1,4 @@
-"""Training step and inference of Mask R-CNN and UperNet, with different backbones in the same config."""
+"""Training step and inference of detectors and segmentors, with different backbones in the same config."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from swinv2_mm.engine.config import enable_amp
 TASKS = {
     'mask_rcnn': ('mmdet', 'mask-rcnn_swinv2_fpn.py', 'schedule_1x.py'),
     'upernet': ('mmseg', 'upernet_swinv2.py', 'schedule_160k.py'),
+    'semantic_fpn': ('mmseg', 'fpn_swinv2.py', 'schedule_160k.py'),
 }
 """Library, and files of model and schedule below `configs/_base_`, by task."""
 
@@ -30,22 +31,26 @@ _OBJECTS = 8  # per image of a detection batch; COCO has 7 on average
 _CONFIDENCE = 6.0
 _PART_ROUNDS = 5
 _PARTS = {
-    'backbone': 'forward',
-    'neck': 'forward',
-    'rpn_head': 'predict',
-    'roi_head': 'predict',
-    'decode_head': 'predict',
-}  # parts of detectors and segmenters, and the method that a prediction calls
+    'preprocessing': ('data_preprocessor', 'forward'),
+    'backbone': ('backbone', 'forward'),
+    'neck': ('neck', 'forward'),
+    'rpn_head': ('rpn_head', 'predict'),
+    'roi_head': ('roi_head', 'predict'),
+    'boxes': ('roi_head', 'predict_bbox'),
+    'masks': ('roi_head', 'predict_mask'),
+    'decode_head': ('decode_head', 'predict'),
+}  # modules of detectors and segmentors, and the methods that a prediction calls
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
-    """Build a training step with its optimizer, or a prediction from a preprocessed batch.
+    """Build a training step with its optimizer, or a prediction.
 
     Args:
         case: The case.
         options: `backbone` (`'ours:BACKEND'`, `'mmpretrain'` or `'swin_v1'`); `weights`, the file; `heads`, the folder
             of the shared weights of heads, written if absent; `overrides` (optional), config overrides with keys such
-            as `'model.test_cfg.rpn.max_per_img'`.
+            as `'model.test_cfg.rpn.max_per_img'`; `preprocesses` (optional), whether a prediction begins with decoded
+            images instead of a preprocessed batch.
     """
     hide_transformers()
     scope = TASKS[case.task][0]
@@ -65,7 +70,7 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
         if case.mode == 'train':
             wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
             return Task(_step(model, batch, wrapper, info), case.device, info=info)
-        return _prediction(model, batch, case, info)
+        return _prediction(model, batch, case, info, options.get('preprocesses', False))
 
 
 def _step(model: Any, batch: Any, wrapper: Any, info: dict[str, Any]) -> Callable[[], None]:
@@ -81,27 +86,31 @@ def _step(model: Any, batch: Any, wrapper: Any, info: dict[str, Any]) -> Callabl
     return step
 
 
-def _prediction(model: Any, batch: Any, case: Case, info: dict[str, Any]) -> Task:
-    """Return a prediction of boxes, labels and masks, or label maps, from a preprocessed batch."""
+def _prediction(
+    model: Any, batch: Any, case: Case, info: dict[str, Any], preprocesses: bool
+) -> Task:
+    """Return a prediction of boxes, labels and masks, or label maps."""
     if hasattr(model, 'roi_head'):  # random weights would not give detections to post-process
         with torch.no_grad():
             model.roi_head.bbox_head.fc_cls.bias[0] += _CONFIDENCE
-    data = model.data_preprocessor(batch, False)
+    given = None if preprocesses else model.data_preprocessor(batch, False)
 
     def predict() -> Any:
         with torch.no_grad(), autocast(case.device, case.dtype):
+            data = model.data_preprocessor(batch, False) if given is None else given
             return model(**data, mode='predict')
 
     def details() -> dict[str, Any]:
         samples: dict[str, list[float]] = {}
-        for name, method in _PARTS.items():
-            if getattr(model, name, None) is not None:
-                samples[name] = _timed(getattr(model, name), method, case.device)
+        for name, (module, method) in _PARTS.items():
+            if hasattr(getattr(model, module, None), method):
+                samples[name] = _timed(getattr(model, module), method, case.device)
         try:
             found = [predict() for _ in range(_PART_ROUNDS)][-1]
         finally:
             for name in samples:
-                delattr(getattr(model, name), _PARTS[name])
+                module, method = _PARTS[name]
+                delattr(getattr(model, module), method)
         numbers = [len(x.pred_instances) for x in found if 'pred_instances' in x]
         parts = {name: median(taken) for name, taken in samples.items() if taken}
         return {'parts_ms': parts, 'detections': sum(numbers) / len(found) if numbers else None}
@@ -151,13 +160,14 @@ def load_config(case: Case, backbone: str) -> Config:
     rate = cfg.model.backbone.get('drop_path_rate', 0.0)
     cfg.model.backbone = ConfigDict(_backbone(backbone, scope, case), drop_path_rate=rate)
     dims = list(SIZES[case.arch].dims)
-    if scope == 'mmdet':
+    if 'neck' in cfg.model:
         cfg.model.neck.in_channels = dims
-    else:
-        cfg.model.data_preprocessor.size = case.input
+    elif 'auxiliary_head' in cfg.model:
         cfg.model.decode_head.in_channels = dims
         cfg.model.auxiliary_head.in_channels = dims[cfg.model.auxiliary_head.in_index]
-        for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+    if scope == 'mmseg':
+        cfg.model.data_preprocessor.size = case.input
+        for head in filter(None, (cfg.model.decode_head, cfg.model.get('auxiliary_head'))):
             head.norm_cfg = dict(type='BN', requires_grad=True)
     if case.dtype != 'fp32':
         enable_amp(cfg, case.device == 'cuda')
