@@ -30,6 +30,8 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
         options: `library`: a key of `_MODELS`; `weights`: the file; `compile`; `backend` of our attention.
     """
     library = options['library']
+    if library in RUNTIMES and (case.mode, case.device) != ('eval', 'cpu'):
+        raise ValueError(f'{library} runs inference on a CPU only')
     model, maps = _MODELS[library](case, options)
     load_weights(model, options['weights'], 'native' if library in RUNTIMES else library)
     model.train(case.mode == 'train')  # not chained: mmpretrain's method returns None

@@ -25,7 +25,7 @@ class Case:
         batch: Images per call.
         dtype: `'fp32'`, or the dtype of autocast.
         device: `'cpu'` or `'cuda'`.
-        task: `'backbone'`, `'attention'`, or a key of `training.TASKS`.
+        task: `'backbone'`, `'attention'`, or a key of `models.TASKS`.
     """
 
     input: tuple[int, int]

@@ -136,7 +136,8 @@ class _Run:
         contest = Contest(self.pool, entries, self.results, self.options, min_ms)
         contest.prepare()
         contest.measure(cases, self.args.rounds)
-        infos = {} if is_backbone else contest.ask(entries[0], 'info') or {}
+        has_parts = not is_backbone and cases[0].mode == 'eval'
+        infos = contest.ask(entries[0], 'info') or {} if has_parts else {}
         self.pool.release()
         work = {case: {'gflops': count_flops(case) / 1e9} for case in cases if is_backbone}
         rows = [row | infos for case in cases if (row := contest.row(case, work.get(case)))]
