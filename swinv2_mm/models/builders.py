@@ -79,9 +79,6 @@ def swin_transformer_v2(
         ValueError: If an option is out of range or contradicts another.
     """
     check_choice('variant', variant, ('v2', 'cr'))
-    resolution = None
-    if input_resolution is not None:
-        resolution = check_resolution(input_resolution, 'input_resolution')
     options: dict[str, Any] = dict(
         window_size=window_size,
         in_channels=in_channels,
@@ -105,7 +102,8 @@ def swin_transformer_v2(
             **_CR_OPTIONS,
             **options,
         )
-    model.input_resolution = resolution
+    if input_resolution is not None:
+        model.input_resolution = check_resolution(input_resolution, 'input_resolution')
     return model
 
 

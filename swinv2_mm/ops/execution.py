@@ -24,6 +24,7 @@ MAX_HEAD_DIM = 128  # of the kernels
 LLVM_LANES = tuple(runtime.LANES.values())
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
+MIN_TILES = 64  # of 4 x 4 pixels in the maps of a convolution by Winograd's algorithm
 MOST_FREE_MEMORY = 2**28  # bytes of free memory kept when the size of images changes
 _TENSORS = (Tensor, nn.Parameter)
 
@@ -42,7 +43,7 @@ def is_observed(*tensors: Tensor) -> bool:
     """Return whether torch's operators on these tensors are traced, transformed or intercepted."""
     return (
         torch.compiler.is_compiling()
-        or private.is_traced()
+        or torch.jit.is_tracing()
         or private.is_exported()
         or private.is_transformed()
         or private.is_in_mode()
@@ -109,9 +110,11 @@ def plan_block(block: Any, x: Tensor, is_owned: bool = False) -> Execution:
 
     Modules that are not a `SwinBlock` run without shortcuts.
     """
-    if torch.is_grad_enabled() or not getattr(block, 'windows_are_independent', False):
-        return PLAIN
-    if not runs_in_bands(block, x) or block.attn.backend not in ('auto', 'fused', 'llvm'):
+    if (
+        not getattr(block, 'windows_are_independent', False)
+        or not runs_in_bands(block, x)
+        or block.attn.backend not in ('auto', 'fused', 'llvm')
+    ):
         return PLAIN
     return Execution(in_bands=True, overwrite=is_owned and x.is_contiguous())
 
@@ -120,11 +123,7 @@ _last_shape: tuple[int, ...] = ()
 
 
 def tidy_memory(x: Tensor) -> None:
-    """Keep freed memory for the next call on a CPU: up to 1 GB in training, and less in inference.
-
-    Args:
-        x: Input images of the call. Memory is kept while the shape stays the same.
-    """
+    """Keep freed memory for the next call on a CPU: up to 1 GB in training, less in inference at one image size."""
     global _last_shape
     if x.device.type != 'cpu' or is_observed(x):
         return
@@ -189,12 +188,23 @@ def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
     )
 
 
-def check_backend(name: str) -> str:
-    """Return `name` if it is an attention backend.
+def takes_winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Return whether a 3 x 3 convolution of (B, C, H, W) runs by Winograd's algorithm: fp32 on a CPU, large maps."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        x.dim() == 4
+        and x.shape[0] * -(-x.shape[2] // 4) * -(-x.shape[3] // 4) >= MIN_TILES
+        and all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in tensors)
+        and not is_observed(*tensors)
+        and not torch.is_autocast_enabled('cpu')
+        and runtime.why_not_here() is None
+        and x.shape[1] == weight.shape[1]
+        and all(channels % runtime.lanes() == 0 for channels in weight.shape[:2])
+    )
 
-    Raises:
-        ValueError: If it is not; the message lists the backends.
-    """
+
+def check_backend(name: str) -> str:
+    """Return `name`, or raise a ValueError if it is not an attention backend."""
     if name not in BACKENDS:
         names = ', '.join(BACKENDS)
         raise ValueError(f'unknown attention backend {name!r}: choose one of {names}')
@@ -208,14 +218,14 @@ def choose_backend(
     head_dim: int = 32,
     dtype: torch.dtype = torch.float32,
 ) -> str:
-    """Return the attention backend to run: `name`, one of `BACKENDS`, or the fastest available one for `'auto'`.
+    """Return the attention backend to run: `name`, or the fastest available one for `'auto'`.
 
     Raises:
         ValueError: If `name` is unknown or cannot run; the message gives the reason.
     """
     check_backend(name)
     # Plain operators for ONNX, TorchScript and transforms; a compiler handles transforms itself.
-    if private.is_traced() or (not torch.compiler.is_compiling() and private.is_transformed()):
+    if torch.jit.is_tracing() or (not torch.compiler.is_compiling() and private.is_transformed()):
         return 'reference'
     if name == 'auto':
         if dropout_p:
@@ -248,10 +258,7 @@ def why_not_llvm(
     if dtype != torch.float32:
         return f'it computes in fp32, not in {dtype}'
     if head_dim % LLVM_LANES[0] or not 1 <= head_dim <= MAX_HEAD_DIM:
-        return (
-            f'its heads have a multiple of {LLVM_LANES[0]} channels up to {MAX_HEAD_DIM}, not '
-            f'{head_dim}'
-        )
+        return f'its heads have a multiple of {LLVM_LANES[0]} channels up to {MAX_HEAD_DIM}, not {head_dim}'
     return runtime.why_not_here()
 
 

@@ -7,7 +7,6 @@ compiler uses for linear layers; with AVX2, where that operator is not faster th
 
 from __future__ import annotations
 
-import math
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swinv2_mm.ops.execution import differentiates_plainly, is_as_made, takes_onednn
-from swinv2_mm.ops.optional import flop_registry, register_flop_formula
 from swinv2_mm.ops.private import onednn_linear
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
@@ -33,27 +31,6 @@ _ROWS = 64
 _ROWS_OF_INPUT_GRADIENT = 256
 _CHANNELS_OF_WEIGHT_GRADIENT = range(16, 1537)
 _ROWS_OF_WEIGHT_GRADIENT = 1024
-
-if _LINEAR is not None:
-
-    @register_flop_formula(_LINEAR)
-    def _linear_flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-        """Return the flops of `(..., C_in)` times `(C_out, C_in)`, for torch's flop counter."""
-        return 2 * math.prod(x) * weight[0]
-
-
-if torch.ops.aten.mkldnn_convolution not in flop_registry:
-    _count: Any = flop_registry.get(torch.ops.aten.convolution)
-
-    @register_flop_formula(torch.ops.aten.mkldnn_convolution, get_raw=True)
-    def _convolution_flops(
-        x: Any, weight: Any, bias: Any, padding: Any, stride: Any, dilation: Any, groups: Any,
-        out_val: Any = None, **kwargs: Any,
-    ) -> int:  # fmt: skip
-        """Return the flops of `aten.convolution`, for torch's flop counter."""
-        return _count(
-            x, weight, bias, stride, padding, dilation, False, [0, 0], groups, out_val=out_val
-        )
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -150,17 +127,7 @@ class _OneDnnLinear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-    """Apply a linear transformation; see `torch.nn.functional.linear`.
-
-    Args:
-        x: `(..., C_in)`.
-        weight: `(C_out, C_in)`.
-        bias: `(C_out,)` or `None`.
-        gelu: Whether to apply the exact GELU to the result; for inference only.
-
-    Returns:
-        `(..., C_out)`.
-    """
+    """Compute `torch.nn.functional.linear`, followed by the exact GELU if `gelu`."""
     if not takes_onednn(x, weight, bias):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y

@@ -12,17 +12,7 @@ from swinv2_mm.ops.llvm import runtime
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -> Tensor:
-    """Compute x + norm(y).
-
-    Args:
-        x: Residual, `(..., C)`.
-        y: Branch, `(..., C)`.
-        norm: A `torch.nn.LayerNorm` over the last axis, or another module that keeps the shape.
-        out: Contiguous output tensor, may be `x` or `y`; `None` for a new tensor.
-
-    Returns:
-        `out`.
-    """
+    """Compute x + norm(y), all `(..., C)`, into `out`, contiguous, possibly `x` or `y`, or a new tensor."""
     if not fuses_norm(x, y, norm):
         found = x + norm(y)
         return found if out is None else out.copy_(found)

@@ -21,11 +21,10 @@ def _warn_once(message: str) -> None:
 
 
 try:
-    from torch.utils.flop_counter import flop_registry, register_flop_formula
+    from torch.utils.flop_counter import register_flop_formula
 except Exception as error:  # it imports Triton, and a broken package can raise any error
     unusable('triton', error)
-    flop_registry = {}
 
-    def register_flop_formula(targets: Any, get_raw: bool = False) -> Callable[..., Any]:  # type: ignore[misc]
+    def register_flop_formula(targets: Any) -> Callable[..., Any]:  # type: ignore[misc]
         """Return the function unchanged, since the flop counter is not available."""
         return lambda function: function

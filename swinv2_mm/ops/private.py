@@ -48,11 +48,6 @@ def is_in_mode() -> bool:
         return True
 
 
-def is_traced() -> bool:
-    """Return whether `torch.jit.trace` is recording, also for the ONNX exporter that is built on it."""
-    return torch.jit.is_tracing()
-
-
 def is_exported() -> bool:
     """Return whether `torch.export` is tracing: the program must not contain operators of this package.
 
@@ -156,12 +151,9 @@ def has_all_threads() -> bool:
     """
     library = _openmp()
     if library is None:  # another OpenMP library: read the environment
-        dynamic = os.environ.get('OMP_DYNAMIC', '').strip().lower() in ('1', 'true')
-        limits = [
-            os.environ.get('OMP_THREAD_LIMIT', ''),
-            os.environ.get('OMP_MAX_ACTIVE_LEVELS', ''),
-        ]
-        return not dynamic and not any(limit.strip() for limit in limits)
+        names = ('OMP_DYNAMIC', 'OMP_THREAD_LIMIT', 'OMP_MAX_ACTIVE_LEVELS')
+        dynamic, *limits = (os.environ.get(name, '').strip() for name in names)
+        return dynamic.lower() not in ('1', 'true') and not any(limits)
     if library.omp_get_dynamic() or library.omp_in_parallel():
         return False
     threads = torch.get_num_threads()
@@ -196,11 +188,9 @@ class _MallocInfo(ctypes.Structure):
     """`struct mallinfo2` of glibc 2.33 and later."""
 
     _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *('arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks'),
-            *('fordblks', 'keepcost'),
-        )
+        ('before', ctypes.c_size_t * 8),
+        ('fordblks', ctypes.c_size_t),
+        ('keepcost', ctypes.c_size_t),
     ]
 
 

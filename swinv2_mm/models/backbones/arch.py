@@ -40,19 +40,12 @@ def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 @dataclass(frozen=True)
 class Arch:
-    """Size of a backbone.
+    """Size of a backbone."""
 
-    Attributes:
-        embed_dims: Channels of the first stage; every following stage has twice as many.
-        depths: Blocks per stage.
-        num_heads: Attention heads per stage.
-        extra_norm_every_n_blocks: Add an extra norm after every n-th block of a stage; 0 for never.
-    """
-
-    embed_dims: int
+    embed_dims: int  # channels of the first stage; every following stage has twice as many
     depths: tuple[int, ...]
     num_heads: tuple[int, ...]
-    extra_norm_every_n_blocks: int = 0
+    extra_norm_every_n_blocks: int = 0  # of a stage; 0 for never
 
     def __post_init__(self) -> None:
         if len(self.depths) != len(self.num_heads) or not self.depths:
@@ -95,12 +88,7 @@ ARCHS_CR = {**ARCHS, 'giant': replace(ARCHS['giant'], depths=(2, 2, 42, 2))}
 
 
 def resolve_arch(arch: str | Mapping[str, Any], archs: Mapping[str, Arch] = ARCHS) -> Arch:
-    """Return the architecture of a name in `archs`, a first letter of one, or a dict with the fields of `Arch`.
-
-    Raises:
-        TypeError: If `arch` is neither a string nor a dict.
-        ValueError: If the name is unknown, or a field is missing, unknown or out of range.
-    """
+    """Return the architecture of a name in `archs`, a first letter of one, or a dict with the fields of `Arch`."""
     if isinstance(arch, str):
         by_letter = {name[0]: name for name in archs}
         name = by_letter.get(arch.lower(), arch.lower())
@@ -130,56 +118,36 @@ def per_stage_windows(value: Any, num_stages: int, name: str, minimum: int) -> l
     """Return one window per stage from an int, a pair `(height, width)`, or a list with one of these per stage.
 
     Two integers always are a pair. For a model with two stages, list two pairs: `[(8, 8), (4, 4)]`.
-
-    Raises:
-        TypeError: If the value has another form.
-        ValueError: If a number is below `minimum` or the number of entries is not `num_stages`.
     """
     forms = f'an int, a pair (height, width), or one of these for each of the {num_stages} stages'
-    if _is_int(value):
-        pairs = [(value, value)] * num_stages
-    elif not _is_sequence(value):
+    entries = [value] * num_stages if _is_size(value) else value
+    if not _is_sequence(entries):
         raise TypeError(f'{name} is {value!r}: expected {forms}')
-    elif len(value) == 2 and all(_is_int(item) for item in value):
-        pairs = [(value[0], value[1])] * num_stages
-    elif len(value) != num_stages:
-        raise ValueError(f'{name} is {value!r}, {len(value)} entries: expected {forms}')
-    else:
-        pairs = [_as_pair(item, name, forms) for item in value]
-    for pair in pairs:
-        if min(pair) < minimum:
-            raise ValueError(f'{name} is {value!r}: expected numbers >= {minimum}')
-    return pairs
+    if len(entries) != num_stages:
+        raise ValueError(f'{name} is {value!r}, {len(entries)} entries: expected {forms}')
+    return [_as_pair(entry, name, forms, value, minimum) for entry in entries]
 
 
 def check_resolution(value: Any, name: str) -> Pair:
-    """Return an image size `(height, width)` in pixels; an int stands for a square.
-
-    Raises:
-        TypeError: If the value has another form.
-        ValueError: If a side is below 1.
-    """
-    pair = _as_pair(value, name, 'a pair (height, width) in pixels')
-    if min(pair) < 1:
-        raise ValueError(f'{name} is {value!r}: expected numbers >= 1')
-    return pair
+    """Return an image size `(height, width)` in pixels; an int stands for a square."""
+    return _as_pair(value, name, 'a pair (height, width) in pixels', value, 1)
 
 
-def _as_pair(item: Any, name: str, forms: str) -> Pair:
-    if _is_int(item):
-        return item, item
-    if _is_sequence(item) and len(item) == 2 and all(_is_int(number) for number in item):
-        return item[0], item[1]
-    raise TypeError(f'{name} has the entry {item!r}: expected {forms}')
+def _is_size(value: Any) -> bool:
+    return _is_int(value) or (_is_sequence(value) and len(value) == 2 and all(map(_is_int, value)))
+
+
+def _as_pair(item: Any, name: str, forms: str, value: Any, minimum: int) -> Pair:
+    if not _is_size(item):
+        raise TypeError(f'{name} has the entry {item!r}: expected {forms}')
+    height, width = (item, item) if _is_int(item) else item
+    if min(height, width) < minimum:
+        raise ValueError(f'{name} is {value!r}: expected numbers >= {minimum}')
+    return height, width
 
 
 def check_images(x: Tensor, in_channels: int) -> None:
-    """Check the input of a backbone.
-
-    Raises:
-        TypeError: If `x` is not a floating-point tensor.
-        ValueError: If it is not `(B, in_channels, H, W)` with every side >= 1.
-    """
+    """Raise an error if the input of a backbone is not floating-point `(B, in_channels, H, W)`, every side >= 1."""
     if not isinstance(x, Tensor) or not torch.is_floating_point(x):
         got = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
@@ -201,20 +169,11 @@ def check_images(x: Tensor, in_channels: int) -> None:
 
 
 def check_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
-    """Return `out_indices` as a tuple.
-
-    Raises:
-        TypeError: If they are not a list.
-        ValueError: If they are not different stages in increasing order.
-    """
+    """Return `out_indices` as a tuple; raise an error if they are not different stages in increasing order."""
     if isinstance(out_indices, (int, str)):
         raise TypeError(f'out_indices is {out_indices!r}: expected a list of stages')
     indices = tuple(out_indices)
-    if (
-        not indices
-        or list(indices) != sorted(set(indices))
-        or set(indices) - set(range(num_stages))
-    ):
+    if not indices or list(indices) != sorted({*indices} & {*range(num_stages)}):
         raise ValueError(
             f'out_indices is {out_indices!r}: expected different stages in rising order, out of 0 to '
             f'{num_stages - 1}'

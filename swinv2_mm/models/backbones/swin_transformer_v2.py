@@ -194,7 +194,7 @@ class SwinTransformerV2(BaseModule):
         )
         if norm_cfg is not None:
             for stage in self.out_indices:
-                norm = build_output_norm(dict(norm_cfg), self.arch.dims[stage])
+                norm = build_output_norm(norm_cfg, self.arch.dims[stage])
                 self.add_module(f'norm{stage}', norm)
         self.reset_parameters()
         self._freeze()

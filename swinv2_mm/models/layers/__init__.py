@@ -2,9 +2,8 @@
 
 from swinv2_mm.models.layers.attention import WindowAttention
 from swinv2_mm.models.layers.attention_cr import TEMPERATURES, WindowAttentionCR
-from swinv2_mm.models.layers.block import SwinBlock, SwinStage
+from swinv2_mm.models.layers.block import DropPath, SwinBlock, SwinStage
 from swinv2_mm.models.layers.deformable_block import DeformableSwinBlock
-from swinv2_mm.models.layers.drop_path import DropPath
 from swinv2_mm.models.layers.output_norm import apply_output_norm, build_output_norm
 from swinv2_mm.models.layers.patch import PatchEmbed, PatchMerging, PreNormPatchMerging
 from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, SignedLogPositionBias

@@ -9,7 +9,6 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from swinv2_mm.models.layers.eval_cache import EvalCache
 from swinv2_mm.models.layers.position_bias import ContinuousPositionBias, PositionBias
 from swinv2_mm.ops.execution import is_as_made
 from swinv2_mm.ops.linear import call_linear, linear
@@ -17,6 +16,40 @@ from swinv2_mm.ops.window_attention import Band, Pair, WindowPartition, window_a
 
 # The paper keeps the temperature above 0.01, so the scale is at most 100.
 MAX_LOG_SCALE = math.log(1.0 / 0.01)
+
+
+class EvalCache:
+    """Cache of values that inference computes from weights, valid as long as the weights do not change.
+
+    The weights are compared by value with a copy, because edits through `.data` do not change the version of a
+    parameter. This is cheap only on a CPU, for the few weights of a position bias.
+    """
+
+    entries = 8  # the oldest is dropped
+
+    def __init__(self) -> None:
+        self._kept: tuple[list[Tensor], dict[Hashable, Tensor]] = [], {}
+
+    def get(self, key: Hashable, weights: list[Tensor], compute: Callable[[], Tensor]) -> Tensor:
+        """Return the value of `key`; compute it if it is not cached for these weights."""
+        known, values = self._kept  # read together: another thread may replace them
+        if len(weights) != len(known) or not all(
+            new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
+            for new, old in zip(weights, known)
+        ):
+            values = {}
+            self._kept = [weight.detach().clone() for weight in weights], values
+        value = values.get(key)
+        if value is None:
+            value = compute()
+            while len(values) >= self.entries:
+                values.pop(next(iter(list(values))), None)
+            values[key] = value
+        return value
+
+    def __reduce__(self) -> tuple[type[EvalCache], tuple[()]]:
+        # Copied and pickled models have an empty cache.
+        return EvalCache, ()
 
 
 class WindowAttention(nn.Module):
@@ -110,7 +143,7 @@ class WindowAttention(nn.Module):
         source = self.position_mlp
         return self._biases.get(
             (window, name),
-            (*source.parameters(), *source.buffers()),
+            [*source.parameters(), *source.buffers()],
             lambda: change(self.position_bias(window)),
         )
 

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from swinv2_mm.models.layers import bands
 from swinv2_mm.models.layers.attention import WindowAttention
-from swinv2_mm.models.layers.drop_path import DropPath
 from swinv2_mm.models.layers.patch import PatchMerging
 from swinv2_mm.ops.execution import PLAIN, Execution, is_as_made, kinds, plan_block
 from swinv2_mm.ops.linear import call_linear, linear
@@ -47,6 +46,25 @@ class MLP(nn.Sequential):
         for layer in layers:
             x = call_linear(layer, x)
         return x
+
+
+class DropPath(nn.Module):
+    """Drop the residual branch of random samples with probability `drop_prob`, and scale the others by 1 / (1 - p)."""
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply stochastic depth to `(B, ...)` in training; return the input otherwise."""
+        if not self.training or self.drop_prob == 0.0:
+            return x
+        keep = 1.0 - self.drop_prob
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:g}'
 
 
 class SwinBlock(nn.Module):

@@ -74,14 +74,9 @@ class DeformableSwinBlock(SwinBlock):
 
 
 def resample(x: Tensor, offsets: Tensor) -> Tensor:
-    """Sample a map bilinearly at an offset from each token, with separate offsets per group of channels.
+    """Sample `(B, H, W, C)` bilinearly at an offset from each token, separately for nH groups of channels.
 
-    Args:
-        x: `(B, H, W, C)`.
-        offsets: `(B, nH, H, W, 2)` in tokens, x before y; nH divides C.
-
-    Returns:
-        `(B, H, W, C)` in the dtype of `x`.
+    `offsets` are `(B, nH, H, W, 2)` in tokens, x before y.
     """
     batch, height, width, channels = x.shape
     heads = offsets.shape[1]

@@ -1,7 +1,6 @@
 """Norms of the returned feature maps."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,24 +14,18 @@ _NORMS: dict[str, type[nn.Module]] = {
 }
 
 
-def build_output_norm(norm_cfg: dict[str, Any], dim: int) -> nn.Module:
-    """Build the norm of a stage's output.
-
-    Args:
-        norm_cfg: OpenMMLab norm config: `type` is `LN`, `BN`, `SyncBN` or `GN`; other keys are arguments of
-            the torch class, and `requires_grad`.
-        dim: Channels C.
+def build_output_norm(norm_cfg: Mapping[str, Any], dim: int) -> nn.Module:
+    """Build the norm of a stage's output of `dim` channels from an OpenMMLab norm config.
 
     Raises:
         ValueError: If the type is missing or unknown.
     """
     options = dict(norm_cfg)
-    kind = options.pop('type', None)
+    kind, requires_grad = options.pop('type', None), options.pop('requires_grad', True)
     if kind not in _NORMS:
         raise ValueError(
             f'norm_cfg has type {kind!r}: expected one of {", ".join(_NORMS)}, or norm_cfg=None'
         )
-    requires_grad = options.pop('requires_grad', True)
     if kind == 'GN':
         options['num_channels'] = dim  # its first argument is not the number of channels
         return nn.GroupNorm(**options).requires_grad_(requires_grad)

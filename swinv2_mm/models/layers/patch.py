@@ -71,11 +71,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Merge 2 x 2 neighbours into one token with twice the channels; an odd side is padded with zeros.
-
-    Args:
-        dim: Channels C.
-    """
+    """Merge 2 x 2 neighbours of `dim` channels into one token with twice as many; an odd side is padded with zeros."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -92,11 +88,7 @@ class PatchMerging(nn.Module):
 
 
 class PreNormPatchMerging(PatchMerging):
-    """`PatchMerging` with the norm before the reduction, as in SwinV1 and Christoph Reich's reimplementation.
-
-    Args:
-        dim: Channels C.
-    """
+    """`PatchMerging` with the norm before the reduction, as in SwinV1 and Christoph Reich's reimplementation."""
 
     def __init__(self, dim: int) -> None:
         nn.Module.__init__(self)

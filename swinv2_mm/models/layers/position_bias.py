@@ -28,16 +28,8 @@ def log_spaced_coords(
 
     They are normalised by the extent of the window that the weights were trained with, so that coordinates of a larger
     window are only slightly outside the training range. The scale is that of the official code: 8 at the corner of the
-    training window, divided by log2(8).
-
-    Args:
-        window: Height and width of the window, in tokens.
-        pretrained_window: The window that the weights were trained with; 0 for `window`.
-        device: Device of the result.
-        dtype: Dtype of the result.
-
-    Returns:
-        `(2 * Wh - 1, 2 * Ww - 1, 2)`: row and column offset of query minus key.
+    training window, divided by log2(8). Returns `(2 * Wh - 1, 2 * Ww - 1, 2)`: row and column offset of query minus
+    key. A side of `pretrained_window` of 0 stands for that of `window`.
     """
     axes = []
     for extent, pretrained in zip(window, pretrained_window):

@@ -69,11 +69,7 @@ def compile_function(module: Any) -> int:
 
 
 def run(address: int, arguments: list[int], threads: int) -> None:
-    """Call a compiled function in `threads` threads, including this one.
-
-    Raises:
-        RuntimeError: If threads are not available, see `why_not_here`.
-    """
+    """Call a compiled function in `threads` threads, including this one."""
     parallel = parallel_region()
     if parallel is None:
         raise RuntimeError(f'a compiled kernel cannot run here, because {why_not_here()}')

@@ -11,30 +11,34 @@ import sys
 from collections.abc import Callable
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NoReturn
 
 EXTENSION = 'mmcv._ext'
 
-# Operator -> the module of this package that implements it, imported when the operator is first looked up, so that
-# install() itself loads neither torch nor torchvision.
+# What the operators run on.
 _PROVIDERS = {
-    'get_compiler_version': 'info',
-    'get_compiling_cuda_version': 'info',
-    'nms': 'nms',
-    'nms_match': 'nms',
-    'softnms': 'softnms',
-    'roi_align_forward': 'roi_align',
-    'roi_align_backward': 'roi_align',
-    'deform_conv_forward': 'deform_conv',
-    'deform_conv_backward_input': 'deform_conv',
-    'deform_conv_backward_parameters': 'deform_conv',
-    'modulated_deform_conv_forward': 'deform_conv',
-    'modulated_deform_conv_backward': 'deform_conv',
-    'ms_deform_attn_forward': 'deform_attn',
-    'ms_deform_attn_backward': 'deform_attn',
-    'sigmoid_focal_loss_forward': 'focal_loss',
-    'sigmoid_focal_loss_backward': 'focal_loss',
+    **dict.fromkeys(
+        (
+            'nms',
+            'nms_match',
+            'roi_align_forward',
+            'roi_align_backward',
+            'deform_conv_forward',
+            'deform_conv_backward_input',
+            'deform_conv_backward_parameters',
+            'modulated_deform_conv_forward',
+            'modulated_deform_conv_backward',
+        ),
+        "torchvision's kernels",
+    ),
+    'ms_deform_attn_forward': "torch's operators",
+    'ms_deform_attn_backward': "torch's operators",
+    'sigmoid_focal_loss_forward': "torch's operators",
+    'sigmoid_focal_loss_backward': "torch's operators",
+    'softnms': "torch's operators, on the CPU",
+    'get_compiler_version': 'Python',
+    'get_compiling_cuda_version': 'Python',
 }
 
 
@@ -64,7 +68,9 @@ class StandIn(ModuleType):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
         if name not in _PROVIDERS:
             return _missing(name)
-        operator = getattr(importlib.import_module(f'{__name__}.{_PROVIDERS[name]}'), name)
+        # Imported here, so that `install` itself loads neither torch nor torchvision.
+        module = 'roi_align' if name.startswith('roi_align') else 'operators'
+        operator = getattr(importlib.import_module(f'{__name__}.{module}'), name)
         setattr(self, name, operator)  # the next lookup does not call `__getattr__`
         return operator
 
@@ -94,7 +100,7 @@ def install() -> bool:
     if 'mmcv' in sys.modules:
         sys.modules['mmcv']._ext = extension  # type: ignore[attr-defined]
     if any(name.startswith(('mmdet.', 'mmseg.')) for name in sys.modules):
-        importlib.import_module(f'{__name__}.mend').mend_failed_imports()
+        _mend_failed_imports()
     return True
 
 
@@ -109,3 +115,44 @@ def _mmcv_lacks_operators() -> bool:
         return False
     compiled = PathFinder.find_spec(EXTENSION, list(package.submodule_search_locations))
     return compiled is None or compiled.origin is None
+
+
+# Names that mmseg sets to None. Other names that are None are left alone.
+_NONE_IN_MMSEG = ('CrissCrossAttention', 'PSAMask', 'point_sample', '_sigmoid_focal_loss')
+
+
+def _mend_failed_imports() -> None:
+    """Repair mmdet and mmseg modules that were imported before mmcv had operators.
+
+    OneDL's versions catch the failed import of `mmcv.ops` and use substitutes: in mmdet a function or class that raises
+    "requires mmcv to be compiled with ops" when it is used, in mmseg None.
+    """
+    substitutes = [
+        (module, name)
+        for module_name, module in list(sys.modules.items())
+        if module_name.startswith(('mmdet.', 'mmseg.'))
+        for name, value in list(vars(module).items())
+        if _is_substitute(module, name, value)
+    ]
+    if not substitutes:
+        return
+    import mmcv.ops
+
+    for module, name in substitutes:
+        # `from mmcv.ops import sigmoid_focal_loss as _sigmoid_focal_loss`, and `line_nms as nms` where the
+        # substitute is None and stays.
+        wanted = getattr(mmcv.ops, name.lstrip('_'), None)
+        if wanted is not None:
+            setattr(module, name, wanted)
+
+
+def _is_substitute(module: ModuleType, name: str, value: Any) -> bool:
+    if value is None:
+        return module.__name__.startswith('mmseg.') and name in _NONE_IN_MMSEG
+    if getattr(value, '__module__', None) != module.__name__:
+        return False
+    function = value.__dict__.get('__init__') if isinstance(value, type) else value
+    return isinstance(function, FunctionType) and any(
+        isinstance(constant, str) and 'mmcv to be compiled' in constant
+        for constant in function.__code__.co_consts
+    )

@@ -10,7 +10,7 @@ import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
-from swinv2_mm.ops.mmcv_ext.dtype import working_dtype
+from swinv2_mm.ops.mmcv_ext.operators import working_dtype
 
 MAX, AVERAGE = 0, 1
 
@@ -35,18 +35,8 @@ def roi_align_forward(
 ) -> None:
     """Pool each region of a feature map into a fixed grid of bins, by bilinear samples.
 
-    Args:
-        input: (B, C, H, W) features.
-        rois: (K, 5) regions: image index, then x1, y1, x2, y2 in image pixels.
-        output: (K, C, Ph, Pw), overwritten. A bin without samples (a region without area) is 0.
-        argmax_y: (K, C, Ph, Pw), overwritten in max mode: the row of the greatest sample.
-        argmax_x: (K, C, Ph, Pw), overwritten in max mode: its column.
-        aligned_height: Ph.
-        aligned_width: Pw.
-        spatial_scale: feature pixels per image pixel.
-        sampling_ratio: samples per bin and direction; 0 takes about one per feature pixel.
-        pool_mode: 0 for the greatest sample of a bin, 1 for the average.
-        aligned: whether pixel centres are at half coordinates (and regions may be smaller than a pixel).
+    `rois` are (K, 5), image index and box, and `output` (K, C, Ph, Pw). A bin without samples (a region without area)
+    is 0. In max mode `argmax_y` and `argmax_x` become the position of the greatest sample.
 
     Raises:
         ValueError: a region is not finite, has an invalid image index, or has a negative size (checked on the CPU

@@ -2,14 +2,18 @@
 
 from swinv2_mm.ops.execution import choose_backend
 from swinv2_mm.ops.window_attention.dispatch import window_attention
-from swinv2_mm.ops.window_attention.partition import Band, Pair, Tile, WindowPartition
-from swinv2_mm.ops.window_attention.symbolic import SymbolicPartition, has_symbolic_size
+from swinv2_mm.ops.window_attention.partition import (
+    Band,
+    Pair,
+    SymbolicPartition,
+    WindowPartition,
+    has_symbolic_size,
+)
 
 __all__ = [
     'Band',
     'Pair',
     'SymbolicPartition',
-    'Tile',
     'WindowPartition',
     'choose_backend',
     'has_symbolic_size',

@@ -10,9 +10,8 @@ from swinv2_mm.ops import private
 from swinv2_mm.ops.execution import calls_kernels_directly, choose_backend
 from swinv2_mm.ops.window_attention.fused import fused_window_attention
 from swinv2_mm.ops.window_attention.llvm_backend import llvm_window_attention
-from swinv2_mm.ops.window_attention.partition import Band, WindowPartition
+from swinv2_mm.ops.window_attention.partition import Band, SymbolicPartition, WindowPartition
 from swinv2_mm.ops.window_attention.reference import reference_window_attention
-from swinv2_mm.ops.window_attention.symbolic import SymbolicPartition
 from swinv2_mm.ops.window_attention.triton_backend import triton_window_attention
 
 # Returns `change(table)`, computed or cached under a name.
@@ -56,19 +55,14 @@ def window_attention(
     if isinstance(partition, SymbolicPartition):
         backend, sequential = 'reference', False
     chosen = choose_backend(backend, qkv.device, dropout_p, qkv.shape[3] // (3 * heads), qkv.dtype)
-    tensors = (qkv, scale, bias_table) if isinstance(bias_table, Tensor) else (qkv, scale)
+    tensors = [qkv, scale]
     if isinstance(bias_table, Tensor):
-        check_inputs(qkv, scale, bias_table, partition)
+        tensors.append(check_inputs(qkv, scale, bias_table, partition))
 
     def derive(name: Hashable, change: Callable[[Tensor], Tensor]) -> Tensor:
         if isinstance(bias_table, Tensor):
             return change(bias_table)
-
-        def checked(table: Tensor) -> Tensor:
-            check_inputs(qkv, scale, table, partition)
-            return change(table)
-
-        found = bias_table(name, checked)
+        found = bias_table(name, lambda table: change(check_inputs(qkv, scale, table, partition)))
         if len(found) != heads:
             raise ValueError(f'scale has {heads} heads and the position bias {len(found)}')
         return found
@@ -94,12 +88,8 @@ def window_attention(
 
 def check_inputs(
     qkv: Tensor, scale: Tensor, bias_table: Tensor, partition: WindowPartition | Band
-) -> None:
-    """Check the inputs of `window_attention`, since some backends would read out of bounds.
-
-    Raises:
-        ValueError: If the shapes disagree, or the tensors are on different devices.
-    """
+) -> Tensor:
+    """Check the inputs of `window_attention`, since some backends would read out of bounds; return the table."""
     heads = len(scale)
     table = (heads, *(2 * side - 1 for side in partition.window))
     if type(partition) is WindowPartition and tuple(qkv.shape[1:3]) != tuple(partition.size):
@@ -118,3 +108,4 @@ def check_inputs(
             f'qkv is on {qkv.device}, scale on {scale.device} and the bias table on {bias_table.device}: '
             'move them to one device'
         )
+    return bias_table

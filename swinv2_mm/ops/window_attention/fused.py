@@ -7,7 +7,7 @@ cache. The backward pass recomputes the scores of a chunk, so that memory does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor
 
 from swinv2_mm.ops import private
 from swinv2_mm.ops.execution import differentiates_plainly
-from swinv2_mm.ops.window_attention.partition import Band, Pair, Tile, WindowPartition
+from swinv2_mm.ops.window_attention.partition import Band, Pair, WindowPartition
 from swinv2_mm.ops.window_attention.reference import (
     MIN_NORM,
     differentiable_gradients,
     expand_bias,
+    fold_bias,
 )
 
 # Bytes of a chunk that stay in the cache of a CPU: of queries, keys and values in the forward pass, and of scores in
@@ -47,13 +48,6 @@ def inverse_norms(x: Tensor) -> Tensor:
     return norms.clamp_min(MIN_NORM).reciprocal_().masked_fill_(norms <= MIN_NORM, 0)
 
 
-def unit_factors(qkv: Tensor, scale: Tensor) -> Tensor:
-    """Return the inverse norms of queries, times `scale`, and of keys, `(B, H, W, 2 * nH)` in at least fp32."""
-    factors = inverse_norms(qkv.unflatten(-1, (3, len(scale), -1))[..., :2, :, :])
-    factors[..., 0, :, :].mul_(scale.view(-1, 1))
-    return factors.flatten(-3)
-
-
 def _heads_first(windows: Tensor, parts: int, heads: int) -> Tensor:
     """View `Tile.view`, `(B, rows, cols, h, w, parts * nH * D)`, as `(parts, B, rows, cols, nH, h, w, D)`."""
     return windows.unflatten(-1, (parts, heads, -1)).permute(5, 0, 1, 2, 6, 3, 4, 7)
@@ -70,23 +64,19 @@ def windows_per_chunk(bytes_per_window: int, device: torch.device, sequential: b
     return min(most, max(1, budget // bytes_per_window))
 
 
-def attend_tiles(
-    tiles: Iterable[Tile],
-    qkv: Tensor,
-    scale: Tensor,
-    bias_of: Callable[[Pair], Tensor],
-    sequential: bool = False,
+def _infer(
+    qkv: Tensor, scale: Tensor, derive: Any, windows: WindowPartition | Band, sequential: bool
 ) -> Tensor:
-    """Compute attention inside the windows of a map, `(B, H, W, nH * D)`, without gradients.
-
-    See `window_attention` for the arguments; `scale` and the result of `bias_of`, `(nH, N, N)` for height and width of
-    a window, are in at least fp32.
-    """
-    factors = unit_factors(qkv, scale)
+    """Compute `window_attention` without gradients."""
+    exact, heads = torch.promote_types(qkv.dtype, torch.float32), len(scale)
+    # Inverse norms of queries, times `scale`, and of keys.
+    factors = inverse_norms(qkv.unflatten(-1, (3, heads, -1))[..., :2, :, :])
+    factors[..., 0, :, :].mul_(scale.to(exact).view(-1, 1))
+    factors = factors.flatten(-3)
     out = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
-    for tile in tiles:
-        bias = bias_of(tile.window)
-        heads, tokens = bias.shape[:2]
+    for tile in windows.tiles():
+        bias = derive(tile.window, partial(_bias_of, tile.window)).to(exact)
+        tokens = bias.shape[1]
         size = tokens * qkv.shape[3] * bias.itemsize
         for chunk in tile.chunks(len(qkv), windows_per_chunk(size, qkv.device, sequential)):
             source = _heads_first(chunk.view(qkv), 3, heads)
@@ -98,6 +88,11 @@ def attend_tiles(
             found = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None], scale=1.0)
             chunk.put(found.transpose(1, 2), out)
     return out
+
+
+def _bias_of(window: Pair, table: Tensor) -> Tensor:
+    """Return the bias of all pairs of tokens of a window, `(nH, N, N)`."""
+    return expand_bias(crop_table(table, window)).contiguous()
 
 
 def _backward_of_chunk(
@@ -154,10 +149,7 @@ class _FusedWindowAttention(torch.autograd.Function):
             grad_table = torch.zeros_like(exact_table)
             for tile in ctx.partition.tiles():
                 tokens = tile.window[0] * tile.window[1]
-                with torch.enable_grad():
-                    part = crop_table(exact_table, tile.window).detach().requires_grad_()
-                    expanded = expand_bias(part)
-                bias = expanded.detach()
+                bias = _bias_of(tile.window, exact_table)
                 grad_bias = torch.zeros_like(bias)
                 size = 2 * len(table) * tokens * tokens * exact.itemsize  # two arrays exist at once
                 most = windows_per_chunk(size, qkv.device, ctx.sequential)
@@ -177,23 +169,9 @@ class _FusedWindowAttention(torch.autograd.Function):
                     )
                     grad_scale += of_scale
                     grad_bias += of_bias
-                crop_table(grad_table, tile.window).add_(
-                    torch.autograd.grad(expanded, part, grad_bias)[0]
-                )
+                crop_table(grad_table, tile.window).add_(fold_bias(grad_bias, tile.window))
         grad_scale = grad_scale.view(scale.shape).to(scale.dtype)
         return grad_qkv, grad_scale, grad_table.to(table.dtype), None, None
-
-
-def _infer(
-    qkv: Tensor, scale: Tensor, derive: Any, windows: WindowPartition | Band, sequential: bool
-) -> Tensor:
-    exact = torch.promote_types(qkv.dtype, torch.float32)
-
-    def bias_of(window: Pair) -> Tensor:
-        found = derive(window, lambda table: expand_bias(crop_table(table, window)).contiguous())
-        return found.to(exact)
-
-    return attend_tiles(windows.tiles(), qkv, scale.to(exact), bias_of, sequential)
 
 
 def fused_window_attention(

@@ -8,7 +8,6 @@ Gradients are deterministic for a given number of threads. Kernels are wrapped a
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,25 +25,14 @@ from swinv2_mm.ops.window_attention.reference import differentiable_gradients
 TASKS_PER_THREAD = 4
 
 
-@functools.cache
-def _kernels() -> tuple[Any, Any, Any]:
-    """Import the kernels of the forward and the backward pass, and `llvm_windows`."""
-    from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel, llvm_windows
-
-    return llvm_kernel, llvm_backward_kernel, llvm_windows
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Tasks of a call."""
-
-    tasks: Tensor  # (nH * tasks per head, TASK), see `llvm_windows`; head by head
-    tokens: int  # of the largest window
-    pixels: list[Tensor]  # pixel indices that the tasks point to
-
-
 @functools.lru_cache(maxsize=128)
-def _plan(images: int, size: Pair, runs: Runs, heads: int, threads: int) -> _Plan:
+def _plan(
+    images: int, size: Pair, runs: Runs, heads: int, threads: int
+) -> tuple[Tensor, int, list[Tensor]]:
+    """Return tasks `(nH * tasks per head, TASK)`, see `llvm_windows`, tokens of the largest window, and pixel indices.
+
+    The tasks are head by head and point to the pixel indices.
+    """
     groups = -(-threads * TASKS_PER_THREAD // heads)
     count = functools.partial(torch.arange, device='cpu')
     pixels: list[Tensor] = []
@@ -66,7 +54,7 @@ def _plan(images: int, size: Pair, runs: Runs, heads: int, threads: int) -> _Pla
         ]
     tasks = [(index, head, *rest) for head in range(heads) for index, *rest in per_head]
     tokens = max((row.length * col.length for row, col in tiles), default=0)
-    return _Plan(torch.tensor(tasks, dtype=torch.int64, device='cpu'), tokens, pixels)
+    return torch.tensor(tasks, dtype=torch.int64, device='cpu'), tokens, pixels
 
 
 def _partition(qkv: Sequence[int], window: Sequence[int], shift: Sequence[int]) -> WindowPartition:
@@ -84,27 +72,30 @@ class _Launch:
         usable = (lanes for lanes in LANES if self.head_dim % lanes == 0)
         self.lanes = max(lanes for lanes in usable if lanes <= runtime.lanes())
         self.threads = torch.get_num_threads()
-        self.plan = _plan(images, (height, width), runs, self.heads, self.threads)
+        plan = _plan(images, (height, width), runs, self.heads, self.threads)
+        self.tasks, self.tokens, self.pixels = plan
         self.channels = channels // 3
 
     def run(
         self, backward: bool, tensors: Sequence[Tensor | None], window: Sequence[int], *more: Tensor
     ) -> None:
         """Run the kernel of a pass with qkv, out, scale and table, and what `BACKWARD_ARGUMENTS` adds."""
-        if not len(self.plan.tasks):
+        if not len(self.tasks):
             return
-        *kernels, windows = _kernels()
-        threads = min(self.threads, len(self.plan.tasks))
-        size = windows.scratch_size(self.plan.tokens, self.lanes, self.head_dim, backward)
+        from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel, llvm_windows
+
+        kernel = llvm_backward_kernel if backward else llvm_kernel
+        threads = min(self.threads, len(self.tasks))
+        size = llvm_windows.scratch_size(self.tokens, self.lanes, self.head_dim, backward)
         scratch = torch.empty(threads * size, dtype=torch.float32, device='cpu')
         counters = torch.zeros(2, dtype=torch.int64, device='cpu')
         arguments = [
             *(0 if tensor is None else tensor.data_ptr() for tensor in tensors),
-            self.plan.tasks.data_ptr(), counters.data_ptr(), scratch.data_ptr(), size,
-            len(self.plan.tasks), self.channels, table_pitch(window), *window,
+            self.tasks.data_ptr(), counters.data_ptr(), scratch.data_ptr(), size,
+            len(self.tasks), self.channels, table_pitch(window), *window,
             *(tensor.data_ptr() for tensor in more),
         ]  # fmt: skip
-        runtime.run(kernels[backward].build(self.lanes, self.head_dim), arguments, threads)
+        runtime.run(kernel.build(self.lanes, self.head_dim), arguments, threads)
 
 
 def table_pitch(window: Sequence[int]) -> int:
@@ -157,7 +148,7 @@ def _backward(grad, qkv, scale, table, window, shift):  # type: ignore[no-untype
     qkv, table, grad = qkv.contiguous(), table.contiguous(), grad.contiguous()
     grad_qkv = torch.empty_like(qkv)
     launch = _Launch(qkv, table, _partition(qkv.shape, window, shift).runs)
-    tasks = len(launch.plan.tasks)
+    tasks = len(launch.tasks)
     grad_scale = scale.new_zeros(tasks, dtype=torch.float64)
     grad_table = table.new_zeros(tasks, table.shape[1])
     launch.run(
@@ -220,12 +211,7 @@ def llvm_window_attention(
 ) -> Tensor:
     """Compute `window_attention` in fp32. Second derivatives are those of the reference.
 
-    Only the inputs are stored for the backward pass.
-
-    Args:
-        qkv, scale, partition: See `window_attention`.
-        derive: Bias table function, see `bias_table` of `window_attention`.
-        direct: Whether to run the kernel without the torch operator.
+    Only the inputs are stored for the backward pass. `direct` runs the kernel without the torch operator.
     """
     table, scale = derive('llvm', lay_out_table), scale.float()
     if direct:

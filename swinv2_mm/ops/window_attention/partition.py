@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +128,9 @@ class WindowPartition:
 
     @property
     def grid(self) -> Pair:
-        """Number of windows along height and width."""
-        return -(-self.size[0] // self.window[0]), -(-self.size[1] // self.window[1])
+        """Number of windows along height and width; the quotient of negative numbers differs in ONNX."""
+        rows, cols = ((extent + side - 1) // side for extent, side in zip(self.size, self.window))
+        return rows, cols
 
     @property
     def padding(self) -> Pair:
@@ -181,19 +183,27 @@ class WindowPartition:
     def split(self, x: Tensor) -> Tensor:
         """Split `(B, H, W, C)` into windows `(B * nW, N, C)`, in row-major order."""
         (rows, cols), (height, width) = self.grid, self.window
+        x = self.pad_and_shift(x)
+        x = x.reshape(x.shape[0], rows, height, cols, width, x.shape[-1]).transpose(2, 3)
+        return x.reshape(-1, height * width, x.shape[-1])
+
+    def pad_and_shift(self, x: Tensor) -> Tensor:
+        """Pad `(B, H, W, C)` to complete windows and shift it."""
         if any(self.padding):
             x = F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0]))
         if any(self.shift):
             x = torch.roll(x, shifts=(-self.shift[0], -self.shift[1]), dims=(1, 2))
-        x = x.reshape(x.shape[0], rows, height, cols, width, x.shape[-1]).transpose(2, 3)
-        return x.reshape(-1, height * width, x.shape[-1])
+        return x
 
     def join(self, windows: Tensor) -> Tensor:
         """Inverse of `split`: `(B * nW, N, C)` to `(B, H, W, C)`, padding removed."""
         (rows, cols), (height, width) = self.grid, self.window
         channels = windows.shape[-1]
         x = windows.reshape(-1, rows, cols, height, width, channels).transpose(2, 3)
-        x = x.reshape(-1, rows * height, cols * width, channels)
+        return self.undo_pad_and_shift(x.reshape(-1, rows * height, cols * width, channels))
+
+    def undo_pad_and_shift(self, x: Tensor) -> Tensor:
+        """Inverse of `pad_and_shift`."""
         if any(self.shift):
             x = torch.roll(x, shifts=self.shift, dims=(1, 2))
         return x[:, : self.size[0], : self.size[1]]
@@ -201,23 +211,78 @@ class WindowPartition:
     def regions(self, device: torch.device | str | None = None) -> Tensor | None:
         """Return labels of the tokens of every window; only tokens of equal labels attend to one another.
 
-        The labels separate opposite sides of the image that the cyclic shift moved next to each other. Padding has the
-        label -1.
+        The labels separate opposite sides of the image that the cyclic shift moved next to each other. Those of padding
+        are negative.
 
         Returns:
             `(nW, N)` integers, or `None` if every window is one region.
         """
         if not any(self.padding) and not any(self.shift):
             return None
+        return self.labels(device)
+
+    def labels(self, device: torch.device | str | None) -> Tensor:
+        """Return the labels of `regions`, also if they are equal."""
         by_row, by_col = (self._axis_labels(axis, device) for axis in (0, 1))
         labels = by_row[:, None] * 2 + by_col[None, :]
-        labels = labels.masked_fill((by_row < 0)[:, None] | (by_col < 0)[None, :], -1)
         (rows, cols), (height, width) = self.grid, self.window
-        return labels.reshape(rows, height, cols, width).transpose(1, 2).reshape(rows * cols, -1)
+        return labels.reshape(rows, height, cols, width).transpose(1, 2).reshape(-1, height * width)
+
+    def source(self, axis: int, device: torch.device | str | None) -> tuple[Tensor, Tensor]:
+        """Return positions along an axis of the shifted map, and the positions that they come from."""
+        padded = self.grid[axis] * self.window[axis]
+        position = torch.arange(padded, device=device)
+        return position, (position + self.shift_of(axis, device)) % padded
+
+    def shift_of(self, axis: int, device: torch.device | str | None) -> int | Tensor:
+        """Return the shift along an axis."""
+        return self.shift[axis]
 
     def _axis_labels(self, axis: int, device: torch.device | str | None) -> Tensor:
-        """Return labels along one axis in shifted order: 1 for wrapped tokens, -1 for padding, 0 elsewhere."""
-        padded, shift = self.grid[axis] * self.window[axis], self.shift[axis]
-        position = torch.arange(padded, device=device)
-        wrapped = (position >= padded - shift).long()
-        return wrapped.masked_fill((position + shift) % padded >= self.size[axis], -1)
+        """Return labels along one axis in shifted order: 1 for wrapped tokens, -4 for padding, 0 elsewhere."""
+        position, source = self.source(axis, device)
+        wrapped = (source < position).long()
+        return torch.where(source >= self.size[axis], -4, wrapped)
+
+
+def has_symbolic_size(x: Tensor) -> bool:
+    """Return whether the sizes of a tensor are unknown, as under `torch.jit.trace`."""
+    return any(not isinstance(size, int) for size in x.shape)
+
+
+@dataclass(frozen=True)
+class SymbolicPartition(WindowPartition):
+    """`WindowPartition` of plain operators without decisions by size, for exported models that accept any size.
+
+    For the reference backend. Windows keep their size on maps that are smaller, where the padding is masked.
+    """
+
+    @classmethod
+    def fit(cls, size: Any, window: Pair, shift: Pair) -> SymbolicPartition:
+        """Fit windows to a map; the shift along an axis where one window covers the map is removed in the graph."""
+        return cls(size, window, shift)
+
+    def pad_and_shift(self, x: Tensor) -> Tensor:
+        """See `WindowPartition.pad_and_shift`; padding repeats the last row and column."""
+        for axis in (0, 1):
+            _, source = self.source(axis, x.device)
+            x = x.index_select(axis + 1, source.clamp(max=self.size[axis] - 1))
+        return x
+
+    def undo_pad_and_shift(self, x: Tensor) -> Tensor:
+        """See `WindowPartition.undo_pad_and_shift`."""
+        for axis in (0, 1):
+            tokens = torch.arange(self.size[axis], device=x.device)
+            padded = self.grid[axis] * self.window[axis]
+            shifted = (tokens + padded - self.shift_of(axis, x.device)) % padded
+            x = x.index_select(axis + 1, shifted)
+        return x
+
+    def regions(self, device: torch.device | str | None = None) -> Tensor:
+        """See `WindowPartition.regions`; never `None`."""
+        return self.labels(device)
+
+    def shift_of(self, axis: int, device: torch.device | str | None) -> Tensor:
+        """Return the shift along an axis, 0 if there is one window, as a tensor `(1,)`."""
+        last = torch.arange(self.grid[axis], device=device)[-1:]
+        return last.clamp(max=1) * self.shift[axis]

@@ -21,12 +21,6 @@ def normalize(x: Tensor) -> Tensor:
 
     Zero vectors stay zero and have zero gradients. They occur: keys do not have a bias, so a token of a constant image
     can have an all-zero key, for which a division by the length gives NaN in fp16 and gradients of 1e12 in fp32.
-
-    Args:
-        x: `(..., D)`.
-
-    Returns:
-        `(..., D)` in fp32, or fp64 if `x` is fp64.
     """
     x = x if x.dtype == torch.float64 else x.float()
     squared = x.square().sum(dim=-1, keepdim=True)
@@ -35,14 +29,7 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def expand_bias(table: Tensor) -> Tensor:
-    """Expand the bias for every offset to the bias for every pair of tokens of a window.
-
-    Args:
-        table: `(nH, 2 * Wh - 1, 2 * Ww - 1)`, by the row and column offset of query minus key.
-
-    Returns:
-        `(nH, N, N)`, N = Wh * Ww, query before key.
-    """
+    """Expand a bias table to the bias of every pair of tokens of a window, `(nH, N, N)`, query before key."""
     height, width = ((extent + 1) // 2 for extent in table.shape[1:])
     # table[i - j + h - 1] for a query at i and a key at j: sliding windows over the table list i + j', and
     # flipping turns j' = h - 1 - j into j. This does not need an index of N x N entries.
@@ -51,15 +38,7 @@ def expand_bias(table: Tensor) -> Tensor:
 
 
 def fold_bias(grad: Tensor, window: Sequence[int]) -> Tensor:
-    """Sum gradients for every pair of tokens to those of the table (adjoint of `expand_bias`).
-
-    Args:
-        grad: `(nH, N, N)`, query before key.
-        window: Height and width of the window, in tokens.
-
-    Returns:
-        `(nH, 2 * Wh - 1, 2 * Ww - 1)`, contiguous.
-    """
+    """Sum gradients for every pair of tokens, `(nH, N, N)`, to those of the table (adjoint of `expand_bias`)."""
     height, width = window
     pairs = grad.unflatten(1, (height, width)).unflatten(3, (height, width)).transpose(2, 3)
     by_col = _sum_by_difference(pairs).permute(0, 3, 1, 2)
@@ -85,16 +64,8 @@ def attend(
 ) -> Tensor:
     """Compute attention inside windows that are already cut out. Logits and softmax are in fp32 for all dtypes.
 
-    Args:
-        q, k, v: `(B * nW, nH, N, D)`, not normalised; windows of one image are consecutive.
-        scale: `(nH, 1, 1)`, multiplies the cosines.
-        bias: `(nH, N, N)`, added to the logits of every window.
-        regions: `(nW, N)` integer labels; tokens attend to tokens of the same label only.
-            `None`: tokens attend to all tokens of the window.
-        dropout_p: Dropout of attention weights.
-
-    Returns:
-        `(B * nW, nH, N, D)` in the dtype of `v`.
+    Queries, keys, values and the output are `(B * nW, nH, N, D)`, windows of one image consecutive, the bias is
+    `(nH, N, N)`, and `regions` are those of `WindowPartition`.
     """
     logits = normalize(q) @ normalize(k).transpose(-2, -1)
     logits = logits * scale.to(logits.dtype) + bias.to(logits.dtype)

@@ -98,10 +98,8 @@ class _Launch:
         whole = whole and self.tokens % self.block == 0 and not any(shift)
         # Divisions by compile-time constants are cheap. Square windows have few
         # sizes; those that shrink to a small map do not get separate kernels.
-        known = window if window[0] == window[1] else (0, 0)
         self.options = dict(
-            WIN_H=known[0],
-            WIN_W=known[1],
+            WIN=window[0] if window[0] == window[1] else 0,
             D=head_dim,
             BLOCK_D=max(16, 1 << (head_dim - 1).bit_length()),  # the least that tensor cores take
             BLOCK=self.block,
@@ -193,55 +191,49 @@ def _backward(grad, qkv, scale, table, out, lse, window, shift, with_table):  # 
     grad_qkv = torch.empty_like(qkv)
     if not launch.programs:
         return grad_qkv, scale.new_zeros(scale.shape), table.new_zeros(table.shape)
-    differentiate = _tile_grads if launch.blocks == 1 else _step_grads
-    with torch.cuda.device_of(qkv):
-        grad_scale, grad_bias = differentiate(
-            launch, grad, qkv, _base_2(scale), _base_2(table), out, lse, grad_qkv, with_table
-        )
+    heads, tokens = launch.heads, launch.tokens
+    options = {**launch.options, **launch.products}
+    tensors = qkv, _base_2(scale), _base_2(table), lse
+    kernels, tile_kernels = _kernels()
     grad_table = table.new_zeros(table.shape)
-    if with_table:
-        grad_table = fold_bias(grad_bias.sum(0), window).to(table.dtype)
+    with torch.cuda.device_of(qkv):
+        if launch.blocks == 1:
+            parts, each = launch.parts(qkv.device, GRAD_PROGRAMS, heads)
+            grad_scale = lse.new_empty(parts, heads)
+            grad_bias = lse.new_empty(parts, heads, tokens, tokens)
+            tile_kernels.tile_grad_kernel[(parts * heads,)](
+                *(*tensors, grad, grad_qkv, grad_scale, grad_bias),
+                *(launch.windows, each, *launch.sizes),
+                **options,
+                WIDE=launch.wide,
+            )
+            grad_scale = grad_scale.sum(0)
+        else:
+            delta = launch.rows(qkv)
+            grad_scale = lse.new_empty(launch.windows, heads, launch.blocks)
+            options['STEP'] = launch.step
+            kernels.delta_kernel[(launch.programs,)](
+                out, grad, delta, *launch.sizes, **launch.options
+            )
+            kernels.qkv_grad_kernel[(launch.programs,)](
+                *(*tensors, delta, grad, grad_qkv, grad_scale),
+                *launch.sizes,
+                **options,
+                WIDE=launch.wide,
+            )
+            grad_scale = grad_scale.sum((0, 2))
+            if with_table:
+                pairs = heads * launch.blocks * launch.steps
+                parts, each = launch.parts(qkv.device, SUM_PROGRAMS, pairs)
+                grad_bias = lse.new_empty(parts, heads, tokens, tokens)
+                kernels.bias_grad_kernel[(parts * pairs,)](
+                    *(*tensors, delta, grad, grad_bias),
+                    *(launch.windows, each, *launch.sizes),
+                    **options,
+                )
+        if with_table:
+            grad_table = fold_bias(grad_bias.sum(0), window).to(table.dtype)
     return grad_qkv, grad_scale.view(scale.shape).to(scale.dtype), grad_table
-
-
-def _tile_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
-    """Write the gradient of qkv; return those of the scale `(nH,)` and the bias `(parts, nH, N, N)`."""
-    heads, tokens = launch.heads, launch.tokens
-    parts, each = launch.parts(qkv.device, GRAD_PROGRAMS, heads)
-    grad_scale = lse.new_empty(parts, heads)
-    grad_bias = lse.new_empty(parts, heads, tokens, tokens)
-    _kernels()[1].tile_grad_kernel[(parts * heads,)](
-        *(qkv, scale, table, lse, grad, grad_qkv, grad_scale, grad_bias),
-        *(launch.windows, each, *launch.sizes),
-        **launch.options,
-        **launch.products,
-        WIDE=launch.wide,
-    )
-    return grad_scale.sum(0), grad_bias
-
-
-def _step_grads(launch, grad, qkv, scale, table, out, lse, grad_qkv, with_table):  # type: ignore[no-untyped-def]
-    """Like `_tile_grads`, for windows of any size; without `with_table` no gradient of the bias is computed."""
-    heads, tokens = launch.heads, launch.tokens
-    delta = launch.rows(qkv)
-    grad_scale = lse.new_empty(launch.windows, heads, launch.blocks)
-    tensors = qkv, scale, table, lse, delta, grad
-    options = {**launch.options, **launch.products, 'STEP': launch.step}
-    kernels, _ = _kernels()
-    kernels.delta_kernel[(launch.programs,)](out, grad, delta, *launch.sizes, **launch.options)
-    kernels.qkv_grad_kernel[(launch.programs,)](
-        *tensors, grad_qkv, grad_scale, *launch.sizes, **options, WIDE=launch.wide
-    )
-    grad_scale = grad_scale.sum((0, 2))
-    if not with_table:
-        return grad_scale, None
-    pairs = heads * launch.blocks * launch.steps
-    parts, each = launch.parts(qkv.device, SUM_PROGRAMS, pairs)
-    grad_bias = lse.new_empty(parts, heads, tokens, tokens)
-    kernels.bias_grad_kernel[(parts * pairs,)](
-        *tensors, grad_bias, launch.windows, each, *launch.sizes, **options
-    )
-    return grad_scale, grad_bias
 
 
 @_backward.register_fake
@@ -276,11 +268,7 @@ def triton_window_attention(
     """Compute `window_attention`. Logits and softmax are in fp32; second derivatives are those of the reference.
 
     fp32 is multiplied as tf32 if `torch.backends.cuda.matmul` allows it. The inputs, the output and one number per
-    token and head are stored for the backward pass.
-
-    Args:
-        qkv, scale, bias_table, partition: See `window_attention`.
-        direct: Whether to run the kernel without the torch operator.
+    token and head are stored for the backward pass. `direct` runs the kernel without the torch operator.
     """
     call = _attend if direct else _attention
     return call(qkv, scale, bias_table, [*partition.window], [*partition.shift])[0]

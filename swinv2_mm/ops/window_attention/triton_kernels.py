@@ -39,8 +39,7 @@ def attention_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -54,9 +53,9 @@ def attention_kernel(
     qkv `(B, H, W, 3 * nH * D)`, scale `(nH,)`, table `(nH, 2 * Wh - 1, 2 * Ww - 1)`, out `(B, H, W, nH * D)`,
     lse `(B * nW, nH, N)`.
     """
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     blocks = tl.cdiv(tokens, BLOCK)
     program = tl.program_id(0)
@@ -110,16 +109,15 @@ def delta_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Compute the product of output vectors and gradients, `(B * nW, nH, N)`: the mean gradient of weights by row."""
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     blocks = tl.cdiv(tokens, BLOCK)
     program = tl.program_id(0)
@@ -151,8 +149,7 @@ def qkv_grad_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -168,9 +165,9 @@ def qkv_grad_kernel(
     the window, then as queries, with all keys: scores are computed twice, but every program writes its own outputs.
     WIDE is the dtype for products of logit gradients, with the range of fp32.
     """
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     blocks = tl.cdiv(tokens, BLOCK)
     program = tl.program_id(0)
@@ -280,8 +277,7 @@ def bias_grad_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -295,9 +291,9 @@ def bias_grad_kernel(
     One program per block of keys, block of queries, head and part. It sums over its windows in registers, without
     atomic operations, so the result is deterministic.
     """
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     steps = tl.cdiv(tokens, STEP)
     blocks = tl.cdiv(tokens, BLOCK)

@@ -42,8 +42,7 @@ def tile_attention_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,9 +51,9 @@ def tile_attention_kernel(
     PRECISION: tl.constexpr,
 ):
     """Compute the same as `attention_kernel`. One program per head and part of the windows."""
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * windows_per_part
@@ -104,8 +103,7 @@ def tile_grad_kernel(
     win_w,
     shift_h,
     shift_w,
-    WIN_H: tl.constexpr,
-    WIN_W: tl.constexpr,
+    WIN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -118,9 +116,9 @@ def tile_grad_kernel(
 
     One program per head and part of the windows, as in the forward pass; see `qkv_grad_kernel` for WIDE.
     """
-    if WIN_H > 0:
-        win_h = WIN_H
-        win_w = WIN_W
+    if WIN > 0:
+        win_h = WIN
+        win_w = WIN
     tokens = win_h * win_w
     head = tl.program_id(0) % heads
     begin = tl.program_id(0) // heads * windows_per_part

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton_runs import outside
 
 from swinv2_mm.models.backbones import SwinTransformerV2
-from swinv2_mm.models.layers.eval_cache import EvalCache
+from swinv2_mm.models.layers.attention import EvalCache
 from swinv2_mm.models.layers.position_bias import PositionBias
 from swinv2_mm.ops import execution
 from swinv2_mm.ops.window_attention.fused import MOST_WINDOWS_GPU, windows_per_chunk

@@ -1,0 +1,273 @@
+"""Operators of the mmcv stand-in except RoIAlign. mmcv passes tensors by position and most settings by keyword.
+
+torchvision's CPU kernels do not support half precision, and its coordinates are wrong by whole pixels, so all operators
+compute in `working_dtype`.
+
+Shape legend: B images, C and D input and output channels, (Kh, Kw) kernel, H W and (Ho, Wo) input and output size,
+G deformable groups, N boxes or samples. Boxes are (x1, y1, x2, y2) in pixels; `offset` is 1 where a box covers the
+pixels from x1 to x2 inclusive (width x2 - x1 + 1), else 0.
+"""
+
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+from torchvision.ops import box_iou
+
+
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return float32, or float64 if any of the tensors needs it."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def get_compiler_version() -> str:
+    """Return the compiler of mmcv's operators, for environment reports."""
+    return 'none (torchvision kernels through swinv2_mm)'
+
+
+def get_compiling_cuda_version() -> str:
+    """Return the CUDA version that mmcv's operators were compiled with, for environment reports."""
+    return 'not available'
+
+
+# Deformable convolutions: DCN (Dai et al., ICCV 2017), with a mask DCNv2 (Zhu et al., CVPR 2019). mmcv and torchvision
+# differ in the calling convention only: the order of offsets (y before x, deformable groups outermost), the zero
+# padding of the map and the layout of weights are the same. mmcv also passes scratch buffers for its kernels.
+
+# mmcv's names of the integer arguments of torchvision's kernels, in order.
+_DCN = ('dH', 'dW', 'padH', 'padW', 'dilationH', 'dilationW', 'group', 'deformable_group')
+_DCN_V2 = (
+    *('stride_h', 'stride_w', 'pad_h', 'pad_w', 'dilation_h', 'dilation_w'),
+    *('group', 'deformable_group'),
+)
+
+
+def deform_conv_forward(*tensors: Tensor, **settings: Any) -> None:
+    """Compute the convolution of `input` (B, C, H, W) with `offset` (B, 2 * G * Kh * Kw, Ho, Wo) into `output`."""
+    input, weight, offset, output, *_ = tensors
+    output.copy_(_convolve(input, weight, offset, None, None, settings))
+
+
+def deform_conv_backward_input(*tensors: Tensor, **settings: Any) -> None:
+    """Add the gradients of the input and of the offsets to their buffers."""
+    input, offset, grad_output, grad_input, grad_offset, weight, *_ = tensors
+    grads = _convolution_grads(grad_output, input, weight, offset, None, None, settings)
+    grad_input += grads[0]
+    grad_offset += grads[2]
+
+
+def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **settings: Any) -> None:
+    """Add `scale` times the gradient of the weight to its buffer."""
+    input, offset, grad_output, grad_weight, *_ = tensors
+    weight = torch.zeros_like(grad_weight)  # only its shape matters
+    grads = _convolution_grads(grad_output, input, weight, offset, None, None, settings)
+    grad_weight += scale * grads[1]
+
+
+def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **settings: Any) -> None:
+    """Like `deform_conv_forward`, with a factor per sample, `mask` (B, G * Kh * Kw, Ho, Wo), and a bias (D,)."""
+    input, weight, bias, _, offset, mask, output, _ = tensors
+    given = bias if with_bias else None
+    output.copy_(_convolve(input, weight, offset, mask, given, settings))
+
+
+def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **settings: Any) -> None:
+    """Add all gradients of `modulated_deform_conv_forward` to their buffers."""
+    input, weight, _, _, offset, mask, _, *buffers, grad_output = tensors
+    grad_input, grad_weight, grad_bias, grad_offset, grad_mask = buffers
+    grads = _convolution_grads(grad_output, input, weight, offset, mask, None, settings)
+    buffers = [grad_input, grad_weight, grad_offset, grad_mask, grad_bias]
+    for buffer, grad in zip(buffers[: 5 if with_bias else 4], grads):
+        buffer += grad
+
+
+def _convolve(*arguments: Any) -> Tensor:
+    return torch.ops.torchvision.deform_conv2d(*_operands(*arguments))
+
+
+def _convolution_grads(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """Return the gradients of the input, the weight, the offsets, the mask and the bias."""
+    operands = _operands(*arguments)
+    return torch.ops.torchvision._deform_conv2d_backward(grad.to(operands[0].dtype), *operands)
+
+
+def _operands(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    settings: dict[str, int],
+) -> tuple[Any, ...]:
+    """Return the arguments of torchvision's kernels, tensors in one dtype, with placeholders for missing ones."""
+    dtype = working_dtype(input, weight, offset)
+    tensors = (
+        input,
+        weight,
+        offset,
+        input.new_zeros((input.size(0), 1)) if mask is None else mask,
+        weight.new_zeros(weight.size(0)) if bias is None else bias,
+    )
+    names = _DCN if mask is None else _DCN_V2
+    geometry = (settings[name] for name in names)
+    return (*(tensor.to(dtype) for tensor in tensors), *geometry, mask is not None)
+
+
+# Multi-scale deformable attention (Zhu et al., "Deformable DETR", ICLR 2021). mmcv calls the operators for GPU tensors
+# only and uses a function in plain torch on the CPU. The stand-in uses that function on all devices.
+
+
+def ms_deform_attn_forward(*tensors: Tensor, **unused: Any) -> Tensor:
+    """Compute the weighted sum of bilinear samples of all levels for each query; see mmcv's function for shapes."""
+    value, spatial_shapes, _, sampling_locations, attention_weights = tensors
+    dtype = working_dtype(value)
+    operands = (value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype))
+    return _attend(spatial_shapes, *operands).to(value.dtype)
+
+
+def ms_deform_attn_backward(*tensors: Tensor, **unused: Any) -> None:
+    """Add the gradients of `ms_deform_attn_forward` to their buffers; recompute the forward pass."""
+    value, spatial_shapes, _, sampling_locations, attention_weights, grad_output, *buffers = tensors
+    dtype = working_dtype(value)
+    operands = [
+        t.detach().to(dtype).requires_grad_()
+        for t in (value, sampling_locations, attention_weights)
+    ]
+    with torch.enable_grad():
+        output = _attend(spatial_shapes, *operands)
+    grads = torch.autograd.grad(output, operands, grad_output.to(dtype))
+    for buffer, grad in zip(buffers, grads, strict=True):
+        buffer += grad
+
+
+def _attend(shapes: Tensor, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    # Imported here: mmcv's module imports this one.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    # A list: a tensor would be read from the GPU once per level and use.
+    with torch.autocast(value.device.type, enabled=False):
+        return multi_scale_deformable_attn_pytorch(value, shapes.tolist(), locations, weights)
+
+
+# Sigmoid focal loss (Lin et al., "Focal Loss", ICCV 2017), as used by one-stage heads. `input` are logits (N, C),
+# `target` (N,) the class of each sample, C for background, and `weight` a factor per class (C,), or empty.
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Compute the loss of each sample and class into `output`; alpha weighs the sample's class, 1 - alpha others."""
+    _, signed, factor = _loss_operands(input, target, weight, alpha)
+    loss = -(torch.sigmoid(-signed) ** gamma) * F.logsigmoid(signed)
+    output.copy_(loss * factor)
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Compute the derivative of each element of `sigmoid_focal_loss_forward` by its logit into `grad_input`."""
+    own, signed, factor = _loss_operands(input, target, weight, alpha)
+    p, q = torch.sigmoid(signed), torch.sigmoid(-signed)
+    slope = q**gamma * (gamma * p * F.logsigmoid(signed) - q)
+    grad_input.copy_(torch.where(own, slope, -slope) * factor)
+
+
+def _loss_operands(
+    input: Tensor, target: Tensor, weight: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, (N, C) each, the one-hot mask of the targets, logits, negated for other classes, and factors."""
+    logits = input.to(working_dtype(input))
+    own = target[:, None] == torch.arange(input.size(1), device=input.device)
+    factor = torch.full_like(logits, 1 - alpha).masked_fill_(own, alpha)
+    if weight.numel():
+        factor = factor * weight.to(logits.dtype)[target][:, None]
+    return own, torch.where(own, logits, -logits), factor
+
+
+# Non-maximum suppression. Equal scores keep their order in `nms` and `nms_match`; mmcv's compiled operators use an
+# unstable sort, so theirs may differ.
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Return the indices of the boxes whose IoU with better kept boxes is at most the threshold, best score first."""
+    dtype = working_dtype(boxes, scores)
+    if dtype == torch.float32:
+        # mmcv passes the threshold as a C float; an IoU of exactly 0.1f is above the double 0.1.
+        iou_threshold = float(np.float32(iou_threshold))
+    boxes = _with_offset(boxes.to(dtype), offset)
+    return torchvision.ops.nms(boxes, scores.to(dtype), iou_threshold)
+
+
+def _with_offset(boxes: Tensor, offset: int) -> Tensor:
+    """Add `offset` to the far corners, and so to the sides of boxes and intersections."""
+    return torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1) if offset else boxes
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Group every suppressed box with the better box whose IoU with it is at least the threshold.
+
+    `dets` are (N, 5), boxes with their score last. Returns one list of indices per kept box, by decreasing score.
+    """
+    boxes = dets[:, :4].to(working_dtype(dets))
+    remaining = dets[:, 4].sort(descending=True, stable=True).indices
+    groups = []
+    while remaining.numel():
+        best, others = remaining[:1], remaining[1:]
+        suppressed = box_iou(boxes[best], boxes[others])[0] >= iou_threshold
+        groups.append([*best.tolist(), *others[suppressed].tolist()])
+        remaining = others[~suppressed]
+    return groups
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Soft-NMS (Bodla et al., ICCV 2017): select the best box, lower the scores of overlapping boxes, and repeat.
+
+    The first K rows of `dets` (N, 5) become the remaining boxes with their scores, and their (K,) indices are returned;
+    boxes below `min_score` are dropped. `method` is 0 (naive, sets scores to 0), 1 (linear, times 1 - IoU), both from
+    `iou_threshold`, or 2 (gaussian, times exp(-IoU^2 / sigma)).
+
+    Equal scores are ordered as in mmcv's compiled operator: by position in a list where a selected box swaps places
+    with the first remaining one and a dropped box is replaced by the last one. Two boxes without area do not lower
+    scores; the gaussian method of the compiled operator returns NaN in this case.
+
+    Raises:
+        ValueError: `method` is not 0, 1 or 2.
+    """
+    if method not in (0, 1, 2):
+        raise ValueError(f'method must be 0 (naive), 1 (linear) or 2 (gaussian), got {method!r}')
+    dtype = working_dtype(boxes, scores)
+    areas, lowered = _with_offset(boxes.to(dtype), offset), scores.to(dtype, copy=True)
+    order = torch.arange(len(boxes))
+    taken, alive = 0, len(boxes)
+    while taken < alive:
+        best = taken + int(lowered[order[taken:alive]].argmax())
+        order[[taken, best]] = order[[best, taken]]
+        box, rest = order[taken : taken + 1], order[taken + 1 : alive]
+        overlap = box_iou(areas[box], areas[rest])[0]
+        if method == 2:
+            decay = torch.exp(-overlap.nan_to_num(nan=0.0).square() / sigma)
+        else:
+            decay = 1 - overlap if method == 1 else torch.zeros_like(overlap)
+            decay = torch.where(overlap >= iou_threshold, decay, 1.0)
+        lowered[rest] *= decay
+        stays = ~(lowered[rest] < min_score)
+        count = int(stays.sum())
+        # Dropped boxes are replaced from the end.
+        rest[:count][~stays[:count]] = rest[count:][stays[count:]].flip(0)
+        taken, alive = taken + 1, taken + 1 + count
+    kept = order[:alive]
+    dets[:alive] = torch.cat((boxes[kept], lowered[kept, None]), dim=1)
+    return kept
