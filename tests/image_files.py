@@ -8,7 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from swinv2_mm.datasets.cifar_files import CIFAR10_BATCHES, CIFAR10_CLASSES, CIFAR10_FOLDER
+from swinv2_mm.datasets.published_sets import CIFAR10_BATCHES, CIFAR10_FOLDER
+
+CIFAR10_CLASSES = (
+    *('airplane', 'automobile', 'bird', 'cat', 'deer'),
+    *('dog', 'frog', 'horse', 'ship', 'truck'),
+)
 
 
 def digit_pictures(count: int) -> tuple[np.ndarray, list[int]]:

@@ -8,14 +8,13 @@ from swinv2_mm.checkpoints.errors import (
 )
 from swinv2_mm.checkpoints.guard import guard_mmengine
 from swinv2_mm.checkpoints.layouts import WINDOWS_KEY
-from swinv2_mm.checkpoints.load import Backbone, load_pretrained, split_pretrained
+from swinv2_mm.checkpoints.load import load_pretrained, split_pretrained
 from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.safe_load import read_checkpoint_file
 from swinv2_mm.checkpoints.windows import adopt_stored_windows, stored_windows
 
 __all__ = [
     'WINDOWS_KEY',
-    'Backbone',
     'CheckpointError',
     'CheckpointUnavailableError',
     'LoadReport',

@@ -12,14 +12,13 @@ from mmengine.fileio import dump
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2_mm.checkpoints.detect import Found, unwrap
+from swinv2_mm.checkpoints.detect import Found, require_finite, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import LAYOUTS, SIMMIM, WINDOWS_KEY, layout_by_name
 from swinv2_mm.checkpoints.load import read_backbone, translate_file
 from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.sources import fetch_checkpoint, file_hash
 from swinv2_mm.checkpoints.table import Layout, translate
-from swinv2_mm.checkpoints.tensors import require_finite
 from swinv2_mm.checkpoints.windows import SourceWindows, stored_windows
 
 # The official layout holds the same as SimMIM's.
@@ -32,10 +31,7 @@ def convert_state(
 ) -> dict[str, Tensor]:
     """Convert weights to the layout called `to`, and add to `report` what happened to every tensor.
 
-    The layout `native` keeps the windows that they were trained at.
-
-    Raises:
-        CheckpointError: If the layout cannot be written, or lacks a place for a tensor of the backbone.
+    The layout `native` keeps the windows. CheckpointError says that a layout lacks a place for a tensor.
     """
     layout = _target_layout(to, found)
     ours = {key: recipe.make(found.state) for key, recipe in translate_file(found, report).items()}

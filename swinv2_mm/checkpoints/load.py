@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger, print_log
@@ -22,8 +22,6 @@ from swinv2_mm.checkpoints.report import LoadReport
 from swinv2_mm.checkpoints.sources import fetch_checkpoint
 from swinv2_mm.checkpoints.table import Change, Recipe, translate
 from swinv2_mm.checkpoints.windows import (
-    Configured,
-    Pair,
     SourceWindows,
     as_pairs,
     choose_windows,
@@ -37,21 +35,8 @@ _FIRST = 'patch_embed.proj.weight'
 _FRESH = r'norm\d+\.|.*\.num_batches_tracked$|layers\.\d+\.blocks\.\d+\.offset_network\.'
 
 
-class Backbone(Protocol):
-    """What a backbone needs for `load_pretrained`."""
-
-    window_sizes: tuple[Pair, ...]  # those of attention `(height, width)`, one per stage
-    pretrained_window_sizes: Configured  # those of the weights, or `'auto'` for what the file tells
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tensors to load into, by name."""
-
-    def retarget(self, windows: Sequence[Pair]) -> None:
-        """Divide the coordinates of the position bias by `windows` from now on."""
-
-
 def load_pretrained(
-    backbone: Backbone,
+    backbone: Any,
     checkpoint: str | Path,
     *,
     prefix: str | None = None,
@@ -64,7 +49,7 @@ def load_pretrained(
     After an error the backbone is unchanged.
 
     Args:
-        backbone: The backbone.
+        backbone: A backbone with the attributes and methods of `SwinTransformerV2` that are about windows.
         checkpoint: A file, or an address of `swinv2_mm.checkpoints.sources`.
         prefix: The prefix of the backbone's names; default: any.
         layout: Name of the layout; default: any.
@@ -125,9 +110,8 @@ def split_pretrained(
     for given in [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []:
         cfg = dict(given)
         if cfg.get('type') in ('Pretrained', 'mmengine.Pretrained', PretrainedInit):
-            del cfg['type']
-            cfg.pop('map_location', None)  # weights are copied to the device of the model
-            pretrained.append(cfg)
+            left_out = ('type', 'map_location')  # weights are copied to the device of the model
+            pretrained.append({key: cfg[key] for key in cfg if key not in left_out})
         else:
             others.append(cfg)
     return others, pretrained
@@ -169,15 +153,16 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
         except ValueError as error:
             report.unexpected[key] = str(error)
             continue
-        shapes = tuple(made.shape), tuple(targets[key].shape)
-        if key == _FIRST and _differs_in_bands(*shapes):
-            recipe = replace(recipe, change=_for_bands(shapes[1][1], recipe.change))
-            report.adapted[key] = f'from 3 to {shapes[1][1]} channels'
-            shapes = shapes[1], shapes[1]
+        theirs, ours = tuple(made.shape), tuple(targets[key].shape)
+        of_rgb = key == _FIRST and theirs[1:2] == (3,) and theirs != ours
+        if of_rgb and ours == (theirs[0], ours[1], *theirs[2:]):
+            recipe = replace(recipe, change=_for_bands(ours[1], recipe.change))
+            report.adapted[key] = f'from 3 to {ours[1]} channels'
+            theirs = ours
         if not all(source.isfinite().all() for source in sources.values()):
             report.not_finite[key] = ''
-        elif shapes[0] != shapes[1]:
-            report.mismatched[key] = f'{shapes[0]} instead of {shapes[1]}'
+        elif theirs != ours:
+            report.mismatched[key] = f'{theirs} instead of {ours}'
         else:
             fitting[key] = recipe
     for key in sorted(targets.keys() - recipes.keys()):
@@ -188,29 +173,15 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
     return fitting
 
 
-def _differs_in_bands(theirs: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Return whether a convolution of RGB images differs from ours in the number of channels only."""
-    return (
-        len(theirs) == 4
-        and theirs[1] == 3 != ours[1]
-        and theirs[2:] == ours[2:]
-        and theirs[0] == ours[0]
-    )
-
-
 def _for_bands(bands: int, change: Change | None) -> Change:
-    """Return a change that turns a convolution of RGB images into one of `bands` channels, as timm does.
+    """Return a change that turns a convolution of RGB images into one of `bands` channels.
 
-    One channel gets the sum of the weights; more channels repeat them in the order R, G, B, times 3 / `bands`.
+    As in timm, one channel gets the sum of the weights; more channels repeat them, times 3 / `bands`.
     """
 
-    def adapt(weight: Tensor) -> Tensor:
-        from timm.models import adapt_input_conv
+    from timm.models import adapt_input_conv
 
-        adapted: Tensor = adapt_input_conv(bands, weight if change is None else change(weight))
-        return adapted
-
-    return adapt
+    return lambda weight: adapt_input_conv(bands, change(weight) if change else weight)
 
 
 def _check_numbers(source: Tensor, target: Tensor) -> None:

@@ -40,15 +40,7 @@ class LoadReport:
         self.dropped.setdefault(reason, []).append(key)
 
     def allow(self, patterns: Sequence[str]) -> None:
-        """Move problems whose names match to `allowed`.
-
-        Args:
-            patterns: Regular expressions for the beginning of names.
-
-        Raises:
-            CheckpointError: If a pattern matches nothing, or is not a regular expression.
-            TypeError: If `patterns` is a single string.
-        """
+        """Move problems whose names begin with a match of one of the regular expressions to `allowed`."""
         if isinstance(patterns, str):
             raise TypeError(f'allow is {patterns!r}: expected a list of regular expressions')
         for pattern in patterns:

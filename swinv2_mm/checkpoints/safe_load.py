@@ -19,13 +19,13 @@ from mmengine.logging import print_log
 from torch.torch_version import TorchVersion
 
 from swinv2_mm.checkpoints.allowed import allowed_globals
+from swinv2_mm.checkpoints.detect import require_stored
 from swinv2_mm.checkpoints.errors import (
     CheckpointError,
     CheckpointUnavailableError,
     UntrustedCheckpointError,
     trusting,
 )
-from swinv2_mm.checkpoints.tensors import require_stored
 
 _list_of_torch = threading.RLock()
 _SAFETENSORS = '.safetensors'
@@ -37,13 +37,8 @@ _HOLES = {'2.6': 'CVE-2025-32434', '2.10': 'CVE-2026-24747'}
 def read_checkpoint_file(path: str | Path, map_location: Any = 'cpu', mmap: bool = False) -> Any:
     """Read a `.pth` or `.safetensors` file without running code from it, unless inside `trust_checkpoints`.
 
-    Args:
-        path: The file.
-        map_location: The device for tensors, see `torch.load`.
-        mmap: Whether to leave tensors in the file until they are read. They must not outlive the file.
-
-    Returns:
-        The content. A `.safetensors` file becomes `dict(state_dict=..., meta=...)`.
+    With `mmap`, tensors stay in the file until they are read, and must not outlive it. A `.safetensors` file becomes
+    `dict(state_dict=..., meta=...)`.
 
     Raises:
         CheckpointUnavailableError: If the file does not exist.

@@ -54,10 +54,8 @@ class LocalCheckpoint:
         """Return the content, see `read_checkpoint_file`."""
         try:
             return read_checkpoint_file(self.path, map_location, mmap)
-        except UntrustedCheckpointError:
-            raise
-        except CheckpointError:
-            if self.is_download:
+        except CheckpointError as error:
+            if self.is_download and not isinstance(error, UntrustedCheckpointError):
                 self.path.unlink(missing_ok=True)
             raise
 

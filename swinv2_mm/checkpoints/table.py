@@ -27,16 +27,11 @@ class Row:
 
     Both sides hold the same numbers, concatenated along the first axis: with one name on the left and three on the
     right, theirs are the three parts of ours. `None` is a part that is all zeros and not stored.
-
-    Attributes:
-        ours: Our names.
-        theirs: Their names.
-        change: Functions from the numbers of theirs to ours and back.
     """
 
     ours: Names
     theirs: Names
-    change: tuple[Change, Change] | None = None
+    change: tuple[Change, Change] | None = None  # from the numbers of theirs to ours and back
 
 
 def rows(
@@ -89,11 +84,7 @@ class Recipe:
         return [name for name in self.sources if name is not None]
 
     def make(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Make the tensor from those of `state`.
-
-        Raises:
-            ValueError: If their shapes do not allow it.
-        """
+        """Make the tensor from those of `state`; raise ValueError if their shapes do not allow it."""
         joined = like = state[self.names[0]]
         try:
             if len(self.sources) > 1:
@@ -113,13 +104,9 @@ class Recipe:
 def translate(
     keys: Iterable[str], layout: Layout, to_ours: bool, wanted: Collection[str] = ()
 ) -> tuple[dict[str, Recipe], dict[str, list[str]]]:
-    """Translate names by a table.
+    """Translate names of a layout `to_ours`, or ours to those of the layout.
 
-    Args:
-        keys: Names of tensors, of `layout` or ours.
-        layout: The table.
-        to_ours: Whether `keys` are theirs and ours are wanted, or the other way round.
-        wanted: Names of the model, which choose among the rows `otherwise`.
+    The names `wanted` by the model choose among the rows `otherwise`.
 
     Returns:
         The recipes by name in the other layout; and the names without one, with those that their row lacks.

@@ -9,9 +9,14 @@ from mmengine import dist
 from mmpretrain.datasets import CIFAR10, CustomDataset
 from mmpretrain.datasets.utils import download_and_extract_archive
 
-from swinv2_mm.datasets.cifar_files import cifar10_batches, read_batch
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.places_files import find_places365, read_categories, read_listing
+from swinv2_mm.datasets.published_sets import (
+    cifar10_batches,
+    find_places365,
+    read_batch,
+    read_categories,
+    read_listing,
+)
 from swinv2_mm.registry import DATASETS
 
 
@@ -19,18 +24,13 @@ from swinv2_mm.registry import DATASETS
 class LocalCIFAR10(CIFAR10):
     """CIFAR-10 from the files of its Python version, which are read without running what they may contain.
 
-    Unlike its parent it downloads nothing unless told to, and takes any files of that format: they need not have the
-    official check sums.
+    Unlike its parent it downloads nothing unless told to, and takes files with any check sums.
 
     Args:
         data_root: Folder that holds `cifar-10-batches-py`.
         split: `'train'` or `'test'`.
         download: Whether to fetch and unpack the official archive (170 MB) if the files are not there.
         **options: Those of mmpretrain's `BaseDataset`.
-
-    Raises:
-        FileNotFoundError: If a file is missing and `download` is False.
-        ImageSetError: If a file is damaged, or the download fails.
     """
 
     def __init__(
@@ -53,17 +53,16 @@ class LocalCIFAR10(CIFAR10):
                     f'CIFAR-10 cannot be downloaded to {root} ({error}): unpack {self.url} there by hand'
                 ) from error
         dist.barrier()
-        batches = [read_batch(path) for path in paths]
         return [
             {'img': image, 'gt_label': label}
-            for images, labels in batches
-            for image, label in zip(images, labels)
+            for path in paths
+            for image, label in zip(*read_batch(path))
         ]
 
 
 @DATASETS.register_module()
 class Places365(CustomDataset):
-    """Places365-Standard in either of its layouts, see `swinv2_mm.datasets.places_files`.
+    """Places365-Standard in either of its layouts, see `swinv2_mm.datasets.published_sets`.
 
     The names of the classes are those of the folders, or of `categories_places365.txt`.
 
@@ -71,10 +70,6 @@ class Places365(CustomDataset):
         data_root: Folder of the set.
         split: `'train'` or `'val'`.
         **options: Those of mmpretrain's `CustomDataset`.
-
-    Raises:
-        FileNotFoundError: If the split is there in neither layout.
-        ImageSetError: If a line of a list is broken.
     """
 
     def __init__(self, data_root: str, split: str = 'train', **options: Any) -> None:

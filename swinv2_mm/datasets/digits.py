@@ -27,16 +27,12 @@ def write_digits(root: str | os.PathLike[str]) -> bool:
     `sklearn.datasets.load_digits`: 8 x 8 values of 0 to 16, here times 255 / 16 and four times as wide and high.
 
     Returns:
-        True if the set was written, False if a complete one was there.
-
-    Raises:
-        ModuleNotFoundError: If scikit-learn is not installed.
-        FileExistsError: If `root` holds something else, or a part of the set, which are not changed.
-        OSError: If `root` cannot be written.
+        True if the set was written, False if a complete one was there. Anything else there is an error.
     """
     folder = Path(root)
     if not is_empty(folder):
-        if _is_complete(folder):
+        counts = [len(list((folder / split).glob('[0-9]/*.png'))) for split in DIGIT_SPLITS]
+        if counts == [*DIGIT_SPLITS.values()]:
             return False
         raise FileExistsError(
             f'{str(folder)!r} holds something else than the whole set of digits; it was left alone. '
@@ -66,12 +62,3 @@ def enlarge(picture: np.ndarray) -> np.ndarray:
     grey = (picture * (255 / 16)).astype(np.float32)
     large = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     return np.rint(large).clip(0, 255).astype(np.uint8)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Return whether a folder holds the set."""
-    return all(
-        len(list((folder / split).glob('[0-9]/*.png'))) == count
-        and len(list((folder / split).glob('[0-9]'))) == 10
-        for split, count in DIGIT_SPLITS.items()
-    )

@@ -67,20 +67,14 @@ class LoadMultibandImage(BaseTransform):
         self.show = list(show)
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Load the image.
-
-        Raises:
-            OSError: If the file cannot be read.
-            ValueError: If it is not an image, or has another number of bands.
-        """
+        """Load the image, whose number of bands must be that of `mean`."""
         path = results['img_path']
         image = read_bands(path, self.bands)
         if image.shape[2] != len(self.mean):
             raise ValueError(
                 f'{path} has {image.shape[2]} bands: expected {len(self.mean)}, as in mean of LoadMultibandImage'
             )
-        image = (image - self.mean) / self.std
-        np.nan_to_num(image, copy=False, nan=0.0)
+        image = np.nan_to_num((image - self.mean) / self.std, copy=False, nan=0.0)
         results['img'] = np.ascontiguousarray(image)
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
@@ -100,14 +94,7 @@ class LoadMultibandImage(BaseTransform):
 
 
 def read_bands(path: str | Path, bands: Sequence[int] | None = None) -> np.ndarray:
-    """Read an image.
-
-    Args:
-        path: The file.
-        bands: Numbers of the bands, from 0; default: all.
-
-    Returns:
-        Array `(H, W, C)` of float32; NaN where there is no data.
+    """Return an image, or some of its bands, as `(H, W, C)` of float32 with NaN where there is no data.
 
     Raises:
         OSError: If the file cannot be read.
@@ -118,17 +105,12 @@ def read_bands(path: str | Path, bands: Sequence[int] | None = None) -> np.ndarr
     if suffix in TIFF:
         return _read_tiff(path, bands)
     image = _read_array(path) if suffix == ARRAY else _read_image(path)
-    _require_bands(path, bands, image.shape[2])
-    image = (image if bands is None else image[..., list(bands)]).astype(np.float32)
+    image = image[..., _require_bands(path, bands, image.shape[2])].astype(np.float32)
     return np.where(np.isfinite(image), image, np.float32(np.nan))
 
 
 def band_statistics(paths: Iterable[str | Path]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each band over images, without pixels that have no data.
-
-    Raises:
-        OSError, ValueError, ImportError: See `read_bands`; also if the images have different numbers of bands.
-    """
+    """Return mean and standard deviation of each band over images, without pixels that have no data."""
     sums: Any = 0.0
     for path in paths:
         image = read_bands(path).astype(np.float64)
@@ -148,11 +130,7 @@ def band_statistics(paths: Iterable[str | Path]) -> tuple[list[float], list[floa
 
 
 def measure_bands(paths: Sequence[Path]) -> tuple[list[float], list[float]] | None:
-    """Return `band_statistics` of a sample of images, None if the first is not a TIFF or npy file with other bands.
-
-    Raises:
-        ImageSetError: If an image cannot be read, or they have different numbers of bands.
-    """
+    """Return `band_statistics` of a sample of images, None if the first is not a TIFF or npy file with other bands."""
     if paths[0].suffix.lower() not in (*TIFF, ARRAY):
         return None
     with suppress(OSError), Image.open(paths[0]) as image:
@@ -183,9 +161,8 @@ def _read_tiff(path: str | Path, bands: Sequence[int] | None) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', rasterio.errors.NotGeoreferencedWarning)
             with rasterio.open(path) as file:
-                _require_bands(path, bands, file.count)
-                indexes = None if bands is None else [band + 1 for band in bands]
-                image = file.read(indexes, masked=True)
+                chosen = _require_bands(path, bands, file.count)
+                image = file.read([band + 1 for band in chosen], masked=True)
     except rasterio.errors.RasterioError as error:
         raise OSError(f'{path} cannot be read: {error}') from error
     return np.moveaxis(image.astype(np.float32).filled(np.nan), 0, 2)
@@ -200,8 +177,7 @@ def _read_array(path: str | Path) -> np.ndarray:
         raise ValueError(
             f'{path} is an array {image.shape} of {image.dtype}: expected numbers (H, W), (H, W, C) or (C, H, W)'
         )
-    if image.ndim == 2:
-        return image[..., None]
+    image = image.reshape(*image.shape[:2], -1)
     return np.moveaxis(image, 0, 2) if image.shape[0] < image.shape[2] else image
 
 
@@ -212,13 +188,15 @@ def _read_image(path: str | Path) -> np.ndarray:
         image = None
     if image is None:
         raise ValueError(f'{path} is not an image')
-    if image.ndim == 2:
-        return image[..., None]
-    return image[..., [2, 1, 0, 3][: image.shape[2]]]
+    image = image.reshape(*image.shape[:2], -1)
+    return image[..., [2, 1, 0, 3][: image.shape[2]]] if image.shape[2] > 2 else image
 
 
-def _require_bands(path: str | Path, bands: Sequence[int] | None, count: int) -> None:
-    if bands and not all(0 <= band < count for band in bands):
+def _require_bands(path: str | Path, bands: Sequence[int] | None, count: int) -> list[int]:
+    """Return the numbers of the bands to use, which are all for None."""
+    chosen = list(range(count) if bands is None else bands)
+    if not all(0 <= band < count for band in chosen):
         raise ValueError(
-            f'{path} has {count} bands, numbered from 0: there is no band {max(bands)}'
+            f'{path} has {count} bands, numbered from 0: there is no band {max(chosen)}'
         )
+    return chosen

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from swinv2_mm.datasets.outlines import SHAPE_CLASSES
-from swinv2_mm.datasets.polygons import mask_to_polygons
-from swinv2_mm.datasets.shape_scene import Scene, draw_scene
+from swinv2_mm.datasets.shape_scene import SHAPE_CLASSES, draw_scene
 from swinv2_mm.datasets.staging import is_empty, staged, write_png
 
 _VERSION = 1
@@ -21,6 +18,8 @@ _VERSION = 1
 _META = 'meta.json'
 _SPLITS = ('training', 'validation')
 _KINDS = ('images', 'annotations')
+_FINE = 4
+"""Cells per pixel and direction: the nearest pixel corner of a cell on the edge of a mask is unambiguous."""
 
 
 def generate_shapes(
@@ -44,7 +43,7 @@ def generate_shapes(
     A set that lacks a file, or that has other parameters, is written again.
 
     Args:
-        root: Folder of the set.
+        root: Folder of the set. Files in it that are not a set of shapes are an error, and left alone.
         num_train: Number of training pictures.
         num_val: Number of validation pictures.
         image_size: Height and width of the pictures, in pixels, at least 32 each.
@@ -52,11 +51,6 @@ def generate_shapes(
 
     Returns:
         True if the set was written, False if a complete one with these parameters was there.
-
-    Raises:
-        ValueError: If a number is too small.
-        FileExistsError: If `root` holds files that are not a set of shapes; they are left alone.
-        OSError: If `root` cannot be written.
     """
     height, width = image_size
     for name, value, least in (
@@ -124,8 +118,18 @@ def _write_split(folder: Path, number: int, meta: dict[str, Any]) -> None:
         for kind, pixels in zip(_KINDS, (scene.image[..., ::-1], labels)):
             write_png(folder / kind / split / name, pixels)
         images.append({'id': index + 1, 'file_name': name, 'height': height, 'width': width})
-        for instance in _instances(scene):
-            annotations.append({'id': len(annotations) + 1, 'image_id': index + 1, **instance})
+        for owner, label in enumerate(scene.labels, start=1):
+            mask = scene.owners == owner
+            entry = {
+                'id': len(annotations) + 1,
+                'image_id': index + 1,
+                'category_id': label,
+                'bbox': list(cv2.boundingRect(mask.astype(np.uint8))),
+                'area': int(mask.sum()),
+                'iscrowd': 0,
+                'segmentation': mask_to_polygons(mask),
+            }
+            annotations.append(entry)
     coco = {
         'info': {'description': 'generated shapes', 'version': str(_VERSION)},
         'licenses': [],
@@ -139,16 +143,32 @@ def _write_split(folder: Path, number: int, meta: dict[str, Any]) -> None:
     _write_json(folder / 'annotations' / f'instances_{split}.json', coco)
 
 
-def _instances(scene: Scene) -> Iterator[dict[str, Any]]:
-    for owner, label in enumerate(scene.labels, start=1):
-        mask = scene.owners == owner
-        yield {
-            'category_id': label,
-            'bbox': list(cv2.boundingRect(mask.astype(np.uint8))),
-            'area': int(mask.sum()),
-            'iscrowd': 0,
-            'segmentation': mask_to_polygons(mask),
-        }
+def mask_to_polygons(mask: np.ndarray) -> list[list[int]]:
+    """Outline a mask along the edges between its pixels.
+
+    A contour through pixel centres (what `cv2.findContours` returns) loses half a pixel on each side. The contours of
+    an enlarged mask, rounded to pixel corners, rasterise to exactly the mask. COCO polygons do not have holes, so a
+    part with a hole is split in two through the hole.
+
+    Returns:
+        One flat list `[x0, y0, x1, y1, ...]` per part, in pixels from the top left corner of the image.
+    """
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise ValueError(
+            f'a mask must be a two-dimensional boolean array, got shape {mask.shape} of {mask.dtype}; '
+            'index a batch of masks, or compare labels with `==`, before the call'
+        )
+    fine = np.kron(mask, np.ones((_FINE, _FINE), np.uint8))
+    contours, hierarchy = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours = [np.rint(contour[:, 0] / _FINE).astype(int) for contour in contours]
+    holes = [i for i in range(len(contours)) if hierarchy[0, i, 3] >= 0]
+    if holes:
+        columns = contours[holes[0]][:, 0]
+        right = np.arange(mask.shape[1]) >= (columns.min() + columns.max() + 1) // 2
+        return mask_to_polygons(mask & ~right) + mask_to_polygons(mask & right)
+    # The cells on both sides of a concave corner give the same pixel corner twice.
+    repeated = ((points == np.roll(points, 1, axis=0)).all(axis=1) for points in contours)
+    return [points[~again].ravel().tolist() for points, again in zip(contours, repeated)]
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

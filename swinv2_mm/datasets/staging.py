@@ -25,11 +25,7 @@ def staged(folder: Path) -> Iterator[Path]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Return whether a folder is empty or missing; hidden files do not count.
-
-    Raises:
-        FileExistsError: If it is a file.
-    """
+    """Return whether a folder is empty or missing; hidden files do not count."""
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f'{str(folder)!r} is a file; give a folder')
     return not folder.exists() or all(item.name.startswith('.') for item in folder.iterdir())

@@ -8,12 +8,22 @@ import sys
 import mmengine.fileio
 import numpy as np
 import pytest
-from image_files import write_cifar10, write_class_folders, write_places365_lists
+from image_files import (
+    CIFAR10_CLASSES,
+    write_cifar10,
+    write_class_folders,
+    write_places365_lists,
+)
 from mmengine.registry import DATASETS, DefaultScope
 
-from swinv2_mm.datasets.cifar_files import CIFAR10_CLASSES, CIFAR10_FOLDER, read_batch
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.places_files import find_places365, read_categories, read_listing
+from swinv2_mm.datasets.published_sets import (
+    CIFAR10_FOLDER,
+    find_places365,
+    read_batch,
+    read_categories,
+    read_listing,
+)
 
 pytest.importorskip('sklearn.datasets')
 PLACES = ['airfield', 'airport_terminal', 'bakery-shop', 'zen_garden']
@@ -91,9 +101,7 @@ def test_arrays_of_objects_are_refused(tmp_path, kind):
     """In a process of its own, which reads and prints the batch."""
     path = tmp_path / 'batch'
     path.write_bytes(_crafted(kind))
-    code = (
-        'import sys; from swinv2_mm.datasets.cifar_files import read_batch; read_batch(sys.argv[1])'
-    )
+    code = 'import sys; from swinv2_mm.datasets.published_sets import read_batch; read_batch(sys.argv[1])'
     done = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True)
     assert done.returncode == 1 and 'ImageSetError' in done.stderr
     assert 'Unsupported' in done.stderr.splitlines()[-1]
@@ -138,7 +146,7 @@ def test_cifar_10_whatever_its_check_sums(cifar):
 
 def test_cifar_10_has_the_classes_and_files_of_mmpretrain():
     cifar = pytest.importorskip('mmpretrain.datasets').CIFAR10
-    from swinv2_mm.datasets.cifar_files import CIFAR10_BATCHES, CIFAR10_URL
+    from swinv2_mm.datasets.published_sets import CIFAR10_BATCHES, CIFAR10_URL
 
     assert tuple(cifar.METAINFO['classes']) == CIFAR10_CLASSES
     assert cifar.base_folder == CIFAR10_FOLDER

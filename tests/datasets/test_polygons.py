@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from swinv2_mm.datasets.polygons import mask_to_polygons
+from swinv2_mm.datasets.shapes import mask_to_polygons
 
 
 def rasterise(polygons: list[list[int]], height: int, width: int) -> np.ndarray:

@@ -109,8 +109,7 @@ def test_every_class_occurs(root: Path, split: str, annotations: dict) -> None:
 
 
 def test_shapes_hide_parts_of_one_another_but_never_almost_all() -> None:
-    from swinv2_mm.datasets.outlines import GRID
-    from swinv2_mm.datasets.shape_scene import _place
+    from swinv2_mm.datasets.shape_scene import GRID, _place
 
     shares = []
     for index in range(40):

@@ -9,58 +9,35 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
+from swinv2_mm.datasets.checks import classes, files, samples, settings
 from swinv2_mm.datasets.checks.annotations import check_json
-from swinv2_mm.datasets.checks.classes import (
-    check_categories,
-    check_folder_classes,
-    check_heads,
-    check_metainfo,
-)
 from swinv2_mm.datasets.checks.configured import ConfiguredData
-from swinv2_mm.datasets.checks.files import check_images, check_labels, check_suffixes
 from swinv2_mm.datasets.checks.finding import Finding
-from swinv2_mm.datasets.checks.loaders import (
-    check_batches,
-    check_epoch_length,
-    check_loaders,
-    check_single_images,
-)
 from swinv2_mm.datasets.checks.paths import check_paths
-from swinv2_mm.datasets.checks.samples import (
-    check_annotations,
-    check_building,
-    check_image_labels,
-    check_label_maps,
-)
-from swinv2_mm.datasets.checks.settings import (
-    check_ann_files,
-    check_checkpoint_classes,
-    check_palettes,
-    check_single_classes,
-    check_zero_label_steps,
-    check_zero_labels,
-)
 
 Check = Callable[[ConfiguredData], Iterator[Finding]]
 FILE_STAGES: tuple[tuple[Check, ...], ...] = (
-    (check_loaders,),
-    (check_ann_files,),
+    (settings.check_loaders,),
+    (settings.check_ann_files,),
     (check_paths,),
-    (check_metainfo,),
-    (check_folder_classes, check_categories),
-    (check_heads, check_palettes, check_zero_label_steps, check_single_classes, check_suffixes),
-    (check_json, check_checkpoint_classes),
+    (classes.check_metainfo,),
+    (classes.check_folder_classes, classes.check_categories),
+    (
+        *(classes.check_heads, settings.check_palettes, settings.check_zero_label_steps),
+        *(settings.check_single_classes, files.check_suffixes),
+    ),
+    (check_json, settings.check_checkpoint_classes),
 )
 """Checks of the config, of paths and of annotation files, which build nothing."""
 READING_STAGES: tuple[tuple[Check, ...], ...] = (
-    (check_building,),
-    (check_images, check_labels, check_zero_labels),
+    (samples.check_building,),
+    (files.check_images, files.check_labels, settings.check_zero_labels),
 )
 """Checks that build the data sets and read images and label files."""
 PIPELINE_STAGES: tuple[tuple[Check, ...], ...] = (
-    (check_epoch_length, check_single_images),
-    (check_annotations, check_label_maps, check_image_labels),
-    (check_batches,),
+    (settings.check_epoch_length, settings.check_single_images),
+    (samples.check_annotations, samples.check_label_maps, samples.check_image_labels),
+    (settings.check_batches,),
 )
 """Checks that build the model and run a few samples through the pipelines."""
 STAGES = FILE_STAGES + READING_STAGES + PIPELINE_STAGES
@@ -79,14 +56,3 @@ def check_data(
                 yield dataclasses.replace(finding, kind=kind)
         if stop:
             return
-
-
-__all__ = [
-    'FILE_STAGES',
-    'PIPELINE_STAGES',
-    'READING_STAGES',
-    'STAGES',
-    'ConfiguredData',
-    'Finding',
-    'check_data',
-]

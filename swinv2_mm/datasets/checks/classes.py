@@ -10,10 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from swinv2_mm.datasets.checks.coco_file import CocoFile
 from swinv2_mm.datasets.checks.configured import ConfiguredData, LeafDataset
-from swinv2_mm.datasets.checks.finding import Finding, error, of_many
-from swinv2_mm.datasets.checks.image_sets import classes_on_disk
+from swinv2_mm.datasets.checks.finding import Finding, Things, error
 from swinv2_mm.datasets.errors import ImageSetError
 
 _OTHER_CLASSES = ('RPNHead', 'FusedSemanticHead')
@@ -26,11 +24,9 @@ def check_metainfo(data: ConfiguredData) -> Iterator[Finding]:
     for leaf in data.leaves():
         classes = configured_classes(data, leaf)
         if isinstance(classes, str):
-            yield error(
-                leaf.place,
-                f'{leaf.place}.metainfo.classes is the string {classes!r}, expected a tuple of names.',
-                f'Write ({classes!r},) with a comma for a single class.',
-            )
+            sentence = f'{leaf.place}.metainfo.classes is the string {classes!r}, expected a tuple of names.'
+            remedy = f'Write ({classes!r},) with a comma for a single class.'
+            yield error(leaf.place, sentence, remedy)
 
 
 def check_folder_classes(data: ConfiguredData) -> Iterator[Finding]:
@@ -38,7 +34,7 @@ def check_folder_classes(data: ConfiguredData) -> Iterator[Finding]:
     first: tuple[str, list[str]] | None = None
     for leaf in data.leaves():
         try:
-            here = _folder_classes(leaf)
+            here = leaf.classes_on_disk()
         except ImageSetError as broken:
             yield error(leaf.place, f'{broken}.')
             continue
@@ -75,11 +71,16 @@ def check_categories(data: ConfiguredData) -> Iterator[Finding]:
         if file is None or not classes:
             continue
         names = [str(category['name']) for category in file.categories]
-        yield from _repeated_categories(leaf, file)
+        for key in ('id', 'name'):
+            counts = Counter(str(category[key]) for category in file.categories)
+            repeated = [value for value, count in counts.items() if count > 1]
+            if repeated:
+                sentence = f'Categories of {leaf.ann_file} share the {key} {listed(repeated)}.'
+                yield error(leaf.ann_file, sentence, f'Give each category its own {key}.')
         missing = [name for name in classes if name not in names]
         used = [name for name in names if name in set(classes)]
-        own = [name for name in names if name not in _parents(file)]
-        setting = f'{leaf.place}.metainfo=dict(classes={_as_tuple(own)})'
+        own = [name for name in names if name not in file.parents]
+        setting = f'{leaf.place}.metainfo=dict(classes={tuple(own) if len(own) <= 6 else "(...)"})'
         if missing:
             yield error(
                 leaf.place,
@@ -94,8 +95,13 @@ def check_categories(data: ConfiguredData) -> Iterator[Finding]:
                 f'{listed(used)}: mmdet numbers them in the order of the file, so names would be swapped.',
                 f'Set {setting}.',
             )
-        elif not missing:
-            yield from _unused_classes(leaf, file, classes)
+        elif file.ids:
+            unused = [not file.class_counts[name] for name in classes]
+            groups = sorted(file.parents.intersection(classes))
+            remedy = f'{listed(groups)} is a parent category, as Roboflow exports it: leave it out of the classes.'
+            find = Things(file.path, f'classes of {leaf}', classes).find
+            fault = f'have no annotation in {leaf.ann_file}'
+            yield from find('warning', 'class-unused', unused, fault, remedy if groups else '')
 
 
 def check_heads(data: ConfiguredData) -> Iterator[Finding]:
@@ -103,7 +109,7 @@ def check_heads(data: ConfiguredData) -> Iterator[Finding]:
     mixing = f' and in {_PREPROCESSOR}, which mixes labels' if data.scope == 'mmpretrain' else ''
     reported: set[str] = set()
     for leaf in data.leaves():
-        classes = configured_classes(data, leaf) or _folder_classes(leaf)
+        classes = configured_classes(data, leaf) or leaf.classes_on_disk()
         if classes is None:
             continue
         for place, number in _head_classes(data.cfg.get('model'), 'model'):
@@ -116,46 +122,6 @@ def check_heads(data: ConfiguredData) -> Iterator[Finding]:
                 )
 
 
-def _repeated_categories(leaf: LeafDataset, file: CocoFile) -> Iterator[Finding]:
-    """Yield the ids and names that several categories of a file share."""
-    for key in ('id', 'name'):
-        counts = Counter(str(category[key]) for category in file.categories)
-        repeated = [value for value, count in counts.items() if count > 1]
-        if repeated:
-            yield error(
-                leaf.ann_file,
-                f'Categories of {leaf.ann_file} share the {key} {listed(repeated)}.',
-                f'Give each category its own {key}.',
-            )
-
-
-def _unused_classes(leaf: LeafDataset, file: CocoFile, classes: list[str]) -> Iterator[Finding]:
-    """Yield the classes without an annotation."""
-    counts = file.class_counts
-    unused = [name for name in classes if not counts[name]]
-    if unused and len(file.ids):
-        parents = sorted(_parents(file).intersection(unused))
-        remedy = (
-            f'{listed(parents)} is a parent category, as Roboflow exports it: leave it out of the classes.'
-            if parents
-            else ''
-        )
-        noun = f'classes of {leaf}'
-        fault = f'have no annotation in {leaf.ann_file}'
-        yield of_many(
-            'warning', 'class-unused', leaf.ann_file, unused, len(classes), noun, fault, remedy
-        )
-
-
-def _parents(file: CocoFile) -> set[str]:
-    """Return the categories that are only the group of others, as Roboflow exports them."""
-    groups = [category.get('supercategory') for category in file.categories]
-    top = (None, '', 'none')
-    names = {str(c['name']) for c in file.categories if c.get('supercategory') in top}
-    counts = file.class_counts
-    return {name for name in names if name in groups and not counts[name]}
-
-
 def configured_classes(data: ConfiguredData, leaf: LeafDataset) -> Any:
     """Return the names of a data set's classes as its config or class defines them, or None."""
     dataset = data.dataset_class(leaf)
@@ -165,11 +131,6 @@ def configured_classes(data: ConfiguredData, leaf: LeafDataset) -> Any:
         return list(leaf.cfg['classes'])
     classes = dataset._load_metainfo(leaf.cfg.get('metainfo')).get('classes')
     return classes if classes is None or isinstance(classes, str) else list(classes)
-
-
-def _folder_classes(leaf: LeafDataset) -> list[str] | None:
-    """Return the names of the classes that a data set's files stand for, or None."""
-    return classes_on_disk(leaf.cfg, next(iter(leaf.folders.values()), None))
 
 
 def _head_classes(cfg: Any, place: str) -> Iterator[tuple[str, int]]:
@@ -189,8 +150,3 @@ def _head_classes(cfg: Any, place: str) -> Iterator[tuple[str, int]]:
 def listed(names: Sequence[str]) -> str:
     """Return the first names as a list in words."""
     return ', '.join(names[:6]) + (f', ... ({len(names)} in all)' if len(names) > 6 else '')
-
-
-def _as_tuple(names: Sequence[str]) -> str:
-    """Return the names as a config writes them."""
-    return repr(tuple(names)) if len(names) <= 6 else '(...)'

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 Array = np.ndarray
+_RUNS = re.compile(r'([P-o]{0,7}[0-O])+')
+"""Compressed run lengths: groups of five bits, all but the last one of a run with a sixth bit, each plus 48."""
 
 
 class CocoFile:
     """Columns of a COCO annotation file, one row per image, annotation, polygon or run-length mask.
 
-    Numbers that are missing or of another type are NaN, ids None.
-
-    Args:
-        path: The file; it is parsed once, and its content is not kept.
+    Numbers that are missing or of another type are NaN, ids None. The content of the file is not kept.
 
     Raises:
         ValueError: It is not a COCO json; the message says why.
@@ -31,15 +30,19 @@ class CocoFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        with _no_garbage_collection():
-            try:
-                content = _read(self.path)
-                self.categories = content['categories']
-                self._read_images(content['images'])
-                self._read_annotations(content.get('annotations', []))
-            except (OSError, ValueError, OverflowError) as broken:
-                reason = f'The annotation file {path} is not a COCO json: {broken}'
-                raise ValueError(reason) from broken
+        collecting = gc.isenabled()
+        gc.disable()  # it would look at millions of new lists again and again
+        try:
+            content = _read(Path(path))
+            self.categories = content['categories']
+            self._read_images(content['images'])
+            self._read_annotations(content.get('annotations', []))
+        except (OSError, ValueError, OverflowError) as broken:
+            reason = f'The annotation file {path} is not a COCO json: {broken}'
+            raise ValueError(reason) from broken
+        finally:
+            if collecting:
+                gc.enable()
 
     @cached_property
     def class_counts(self) -> dict[str, int]:
@@ -47,11 +50,21 @@ class CocoFile:
         counts = Counter(compress(self.category_ids, (~self.crowd).tolist()))
         return {str(item['name']): counts[item['id']] for item in self.categories}
 
+    @cached_property
+    def parents(self) -> set[str]:
+        """Categories that are only the group of others, as Roboflow exports them."""
+        groups = _column(self.categories, 'supercategory')
+        tops = [
+            str(category['name'])
+            for category, group in zip(self.categories, groups)
+            if group in (None, '', 'none')
+        ]
+        return {name for name in tops if name in groups and not self.class_counts[name]}
+
     def _read_images(self, images: list[dict[str, Any]]) -> None:
         self.image_ids = _ids(images, 'id')
-        self.file_names = [
-            name if isinstance(name, str) else None for name in _column(images, 'file_name')
-        ]
+        names = _column(images, 'file_name')
+        self.file_names = [name if isinstance(name, str) else None for name in names]
         self.sizes = np.stack([_numbers(_column(images, key)) for key in ('width', 'height')], -1)
 
     def _read_annotations(self, annotations: list[dict[str, Any]]) -> None:
@@ -64,13 +77,11 @@ class CocoFile:
         self.crowd = np.array([bool(value) for value in crowd], bool)
         boxes = _column(annotations, 'bbox')
         self.box_missing = np.array([box is None for box in boxes], bool)
-        whole = [box if isinstance(box, list) and len(box) == 4 else [None] * 4 for box in boxes]
-        self.boxes = _numbers(list(chain.from_iterable(whole))).reshape(-1, 4)
+        self.boxes = _vectors(boxes, 4)
         row = {key: index for index, key in enumerate(self.image_ids) if key is not None}
         self.image_rows = np.array([row.get(key, -1) for key in self.of_image_ids], int)
-        known = self.image_rows >= 0
-        self.image_sizes = np.full((len(annotations), 2), np.nan)
-        self.image_sizes[known] = self.sizes[self.image_rows[known]]
+        # The last row is that of annotations without an image.
+        self.image_sizes = np.append(self.sizes, [[np.nan] * 2], 0)[self.image_rows]
         segmentations = _column(annotations, 'segmentation')
         self.mask_missing = np.array([not mask for mask in segmentations], bool)
         self.polygons = Polygons(segmentations)
@@ -78,20 +89,16 @@ class CocoFile:
 
 
 class Polygons:
-    """All polygons of a list of segmentations.
+    """All polygons of a list of segmentations: the rows of the annotations that own them, and what they are.
 
-    Attributes:
-        owners: Row of the annotation of each polygon.
-        malformed: Polygons that are not lists of numbers, e.g. lists of pairs.
-        lengths: Numbers in each polygon; 0 for malformed ones.
-        finite: Polygons without NaN and infinite numbers.
-        lower, upper: `(n, 2)` least and greatest x and y; NaN for polygons without whole points.
+    `malformed` ones are not lists of numbers, e.g. lists of pairs; `lengths` are the counts of numbers. `lower` and
+    `upper` are the least and greatest x and y, `(n, 2)`, NaN for polygons without whole points.
     """
 
     def __init__(self, segmentations: list[Any]) -> None:
-        counts = [len(mask) if isinstance(mask, list) else 0 for mask in segmentations]
-        self.owners = np.repeat(np.arange(len(counts)), counts)
-        polygons = list(chain.from_iterable(m for m in segmentations if isinstance(m, list)))
+        lists = [mask if isinstance(mask, list) else [] for mask in segmentations]
+        self.owners = np.repeat(np.arange(len(lists)), [len(mask) for mask in lists])
+        polygons = list(chain.from_iterable(lists))
         self.malformed: Any = np.zeros(len(polygons), bool)
         if not _are_numbers(polygons):
             self.malformed = np.array([not _are_numbers([polygon]) for polygon in polygons], bool)
@@ -102,91 +109,65 @@ class Polygons:
         ends = np.cumsum(self.lengths)
         owner = np.searchsorted(ends, np.flatnonzero(~np.isfinite(numbers)), 'right')
         self.finite = np.bincount(owner, minlength=len(polygons)) == 0
-        if (
-            self.lengths % 2
-        ).any():  # leave the last number of odd ones out, so that x and y alternate
-            numbers = np.delete(numbers, ends[self.lengths % 2 == 1] - 1)
+        # Without the last number of odd ones, x and y alternate.
+        pairs = np.delete(numbers, ends[self.lengths % 2 == 1] - 1).reshape(-1, 2)
         some, starts = points > 0, np.cumsum(points) - points
-        self.lower = np.full((len(polygons), 2), np.nan)
-        self.upper = self.lower.copy()
+        self.lower, self.upper = np.full((2, len(polygons), 2), np.nan)
         if some.any():
-            pairs = numbers.reshape(-1, 2)
             self.lower[some] = np.minimum.reduceat(pairs, starts[some])
             self.upper[some] = np.maximum.reduceat(pairs, starts[some])
 
 
 class RunLengths:
-    """All run-length masks of a list of segmentations.
+    """All run-length masks of a list of segmentations, with the rows of the annotations that own them.
 
-    Attributes:
-        owners: Row of the annotation of each mask.
-        sizes: `(n, 2)` width and height; NaN if they are missing.
-        broken: Masks whose runs are missing, negative, or do not add up to the size.
+    `broken` are masks whose runs are missing, negative, or do not add up to the `sizes`, `(n, 2)` width and height.
     """
 
     def __init__(self, segmentations: list[Any]) -> None:
         masks = [(row, mask) for row, mask in enumerate(segmentations) if isinstance(mask, dict)]
         self.owners = np.array([row for row, _ in masks], int)
-        sizes = [mask.get('size') for _, mask in masks]
-        whole = [s[::-1] if isinstance(s, list) and len(s) == 2 else [None] * 2 for s in sizes]
-        self.sizes = _numbers(list(chain.from_iterable(whole))).reshape(-1, 2)
-        counts = [mask.get('counts') for _, mask in masks]
-        totals = np.array([_sum_of_runs(runs) for runs in counts], float)
-        texts = {row: runs for row, runs in enumerate(counts) if isinstance(runs, str) and runs}
-        totals[list(texts)] = compressed_totals(list(texts.values()))
+        self.sizes = _vectors([mask.get('size') for _, mask in masks], 2)[:, ::-1]
+        totals = np.array([sum_of_runs(mask.get('counts')) for _, mask in masks], float)
         self.broken = totals != self.sizes.prod(-1)
 
 
-def compressed_totals(texts: list[str]) -> Array:
-    """Return the number of pixels that each compressed run-length code covers, NaN if the code is broken.
+def sum_of_runs(counts: Any) -> float:
+    """Return the number of pixels of a run-length code, NaN if it is broken: pycocotools reads beyond its end.
 
-    pycocotools reads broken codes beyond their end. A run is written in groups of five bits, least first, each plus 48;
-    from the fourth run on, the difference from the last run but one is written.
+    It is a list of whole numbers of at least 0, or a text, which from the fourth run on has the difference from the
+    last run but one.
     """
-    if not texts:
-        return np.zeros(0)
-    lengths = np.array([len(text) for text in texts])
-    codes = np.frombuffer(''.join(texts).encode('latin-1', 'replace'), np.uint8).astype(int) - 48
-    text = np.repeat(np.arange(len(texts)), lengths)
-    last = np.cumsum(lengths) - 1
-    ends = codes & 32 == 0  # of the runs
-    broken = ~ends[last] | (np.bincount(text, (codes < 0) | (codes > 63), len(texts)) > 0)
-    ends[last] = True
-    start = np.append(0, np.flatnonzero(ends)[:-1] + 1)
-    run = np.cumsum(ends) - ends
-    group = np.arange(len(codes)) - start[run]
-    broken |= np.bincount(text, group > 7, len(texts)) > 0
-    value = np.bincount(run, (codes & 31) * 2.0 ** (5 * np.minimum(group, 7)))
-    final = np.flatnonzero(ends)
-    value -= np.where(codes[final] & 16, 2.0 ** (5 * np.minimum(group[final] + 1, 8)), 0)
-    text = text[final]
-    number = np.arange(len(value)) - np.searchsorted(text, text)  # of the run in its text
-    for parity in (0, 1):
-        chosen = np.flatnonzero((number % 2 == parity) & (number > 0))
-        if len(chosen):
-            sums, of = np.cumsum(value[chosen]), text[chosen]
-            first = np.searchsorted(of, of)
-            value[chosen] = sums - np.where(first > 0, sums[first - 1], 0)
-    broken |= np.bincount(text, value < 0, len(texts)) > 0
-    return np.where(broken, np.nan, np.bincount(text, value, len(texts)))
+    if isinstance(counts, list):
+        return sum(counts) if all(type(run) is int and run >= 0 for run in counts) else np.nan
+    if not isinstance(counts, str) or not _RUNS.fullmatch(counts):
+        return np.nan
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts.encode():
+        code = character - 48
+        value |= (code & 31) << shift
+        shift += 5
+        if code < 32:
+            if code & 16:
+                value -= 1 << shift
+            if len(runs) > 2:
+                value += runs[-2]
+            runs.append(value)
+            value = shift = 0
+    return sum(runs) if min(runs) >= 0 else np.nan
 
 
-def _sum_of_runs(runs: Any) -> float:
-    """Return the sum of uncompressed runs, NaN if they are not whole numbers of at least 0."""
-    whole = isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs)
-    return sum(runs) if whole else np.nan
-
-
-def _read(path: str) -> dict[str, Any]:
-    """Return the content of a json after checking that its lists are lists of dicts.
-
-    Raises:
-        ValueError: They are not.
-    """
-    if Path(path).stat().st_size == 0:
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a json; raise ValueError if its lists are not lists of dicts."""
+    text = path.read_bytes()
+    if not text:
         raise ValueError('it is empty')
     try:
-        content = _parse(Path(path).read_bytes())
+        try:
+            content = orjson.loads(text)  # three times as fast as json
+        except ValueError:
+            content = json.loads(text)  # takes NaN, which is to be found here
     except RecursionError:
         raise ValueError('its lists are nested too deeply') from None
     if not isinstance(content, dict):
@@ -204,16 +185,6 @@ def _read(path: str) -> dict[str, Any]:
     return content
 
 
-def _parse(text: bytes) -> Any:
-    """Return the content of a json; orjson is three times as fast, and refuses NaN, which is to be found here."""
-    try:
-        import orjson
-
-        return orjson.loads(text)
-    except (ImportError, ValueError):
-        return json.loads(text)
-
-
 def _column(items: list[dict[str, Any]], key: str) -> list[Any]:
     return [item.get(key) for item in items]
 
@@ -221,8 +192,6 @@ def _column(items: list[dict[str, Any]], key: str) -> list[Any]:
 def _ids(items: list[dict[str, Any]], key: str) -> list[Any]:
     """Return a column of ids, None for those that are missing or of a type that cannot be an id."""
     values = _column(items, key)
-    if set(map(type, values)) <= {int, str}:
-        return values
     return [value if isinstance(value, (int, float, str)) else None for value in values]
 
 
@@ -240,13 +209,7 @@ def _numbers(values: list[Any]) -> Array:
     return np.array(values, float)
 
 
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Parse without garbage collection, which would look at millions of new lists again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def _vectors(values: list[Any], count: int) -> Array:
+    """Return lists of `count` numbers as rows, NaN for all others."""
+    whole = [v if isinstance(v, list) and len(v) == count else [None] * count for v in values]
+    return _numbers(list(chain.from_iterable(whole))).reshape(-1, count)

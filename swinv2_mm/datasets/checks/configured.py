@@ -6,6 +6,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from swinv2_mm.datasets.checks.coco_file import CocoFile
-from swinv2_mm.datasets.checks.image_sets import has_class_folders, image_prefix
-from swinv2_mm.datasets.checks.read_files import Progress, Record, find_step, read_records
+from swinv2_mm.datasets.checks.read_files import (
+    Progress,
+    Record,
+    find_step,
+    is_local,
+    read_records,
+)
+from swinv2_mm.datasets.published_sets import find_places365, read_categories, read_listing
 
 FOLDER_WORDS = {
     'img': 'images',
@@ -22,25 +30,19 @@ FOLDER_WORDS = {
     'seg': 'label PNGs',
     'seg_map_path': 'label PNGs',
 }
+_FOLDER_SETS = {'CustomDataset', 'ImageNet', 'ImageNet21k'}
+"""Data sets of mmpretrain that take the names of folders for classes, unless they are given a list."""
 
 
 @dataclass(frozen=True)
 class LeafDataset:
-    """A data set of a config that reads files itself, with its paths joined.
+    """A data set of a config that reads files itself, with its paths joined."""
 
-    Attributes:
-        place: Where the config defines it, e.g. `train_dataloader.dataset`.
-        cfg: Its config.
-        root: The folder that its other paths are below, if it has one.
-        ann_file: Its annotation file, if it has one.
-        folders: Its folders by their keys in `data_prefix`, e.g. `img` or `seg_map_path`.
-    """
-
-    place: str
+    place: str  # where the config defines it, e.g. `train_dataloader.dataset`
     cfg: Mapping[str, Any]
-    root: str | None
+    root: str | None  # the folder that its other paths are below
     ann_file: str | None
-    folders: dict[str, str]
+    folders: dict[str, str]  # by their keys in `data_prefix`, e.g. `img` or `seg_map_path`
 
     def __str__(self) -> str:
         return f'{self.place} ({self.cfg.get("type")})'
@@ -59,6 +61,19 @@ class LeafDataset:
         parts += [f'{FOLDER_WORDS.get(key, key)} in {path}' for key, path in self.folders.items()]
         return ', '.join(parts)
 
+    def classes_on_disk(self) -> list[str] | None:
+        """Return the names of the classes that its files stand for, in the order of their labels, or None."""
+        if kind_of(self.cfg) == 'Places365':
+            found = find_places365(self.root or '', str(self.cfg.get('split', 'train')))
+            if found.listing is None:
+                return class_folders(found.images)
+            if found.categories is not None:
+                return read_categories(found.categories)
+            last = max(label for _, label in read_listing(found.listing))
+            return [str(label) for label in range(last + 1)]
+        folder = next(iter(self.folders.values()), '://')
+        return class_folders(folder) if has_class_folders(self.cfg) and is_local(folder) else None
+
 
 def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
     """Yield the data sets inside `cfg`, through wrappers such as `RepeatDataset` and `ConcatDataset`."""
@@ -68,9 +83,10 @@ def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
         for index, dataset in enumerate(cfg['datasets']):
             yield from leaf_datasets(dataset, f'{place}.datasets.{index}')
     else:
-        root = cfg.get('data_root') or None
-        ann_file = cfg.get('ann_file')
-        prefixes = cfg.get('data_prefix') or image_prefix(cfg)
+        root, ann_file, split = cfg.get('data_root') or None, cfg.get('ann_file'), cfg.get('split')
+        prefixes = cfg.get('data_prefix') or {}
+        if not prefixes and ((kind_of(cfg) in _FOLDER_SETS and split) or has_class_folders(cfg)):
+            prefixes = str(split or '')
         if isinstance(prefixes, str):  # mmpretrain's way to name the one folder
             prefixes = {'img_path': prefixes}
         yield LeafDataset(
@@ -86,6 +102,8 @@ def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
 
 class ConfiguredData:
     """What the checks look at: a config, and the data sets and the model that it defines.
+
+    `dataset` and `records` return the data set of a part and its sampled files, `model` the model; each is made once.
 
     Args:
         cfg: The config.
@@ -108,13 +126,18 @@ class ConfiguredData:
         self.cfg = cfg
         self.scope: str = cfg.get('default_scope', 'mmengine')
         self.parts = tuple(part for part in parts if cfg.get(f'{part}_dataloader'))
-        self._build_dataset = build_dataset or self._dataset_of_config
-        self._build_model = build_model or self._model_of_config
         self.sample = sample
         self._progress = progress
-        self._records: dict[str, list[Record]] = {}
-        self._built: dict[str, Any] = {}
-        self._coco_files: dict[str, CocoFile] = {}
+        self.dataset = cache(build_dataset or self._dataset_of_config)
+        self.model = cache(build_model or self._model_of_config)
+        self.records = cache(self._read_records)
+        self._read_coco = cache(CocoFile)
+
+    @property
+    def segmentation_classes(self) -> int:
+        """The number of classes of a segmentor's last head, 0 for other models."""
+        heads = as_list(self.cfg.model.get('decode_head')) if self.scope == 'mmseg' else []
+        return heads[-1].get('num_classes', 0) if heads else 0
 
     def loader(self, part: str) -> Mapping[str, Any]:
         """Return the config of a data loader."""
@@ -135,36 +158,11 @@ class ConfiguredData:
             return registry.get(kind)
 
     def coco_file(self, leaf: LeafDataset) -> CocoFile | None:
-        """Return the annotation file of a data set that reads it as mmdet's `CocoDataset` does, else None; read once.
-
-        Raises:
-            ValueError: It is not a COCO json.
-        """
-        path = leaf.ann_file
+        """Return the annotation file of a data set that reads it as mmdet's `CocoDataset` does, else None."""
         kinds = getattr(self.dataset_class(leaf), '__mro__', ())
         reader = next((kind for kind in kinds if 'load_data_list' in vars(kind)), None)
-        if not path or '://' in path or getattr(reader, '__name__', '') != 'CocoDataset':
-            return None
-        if path not in self._coco_files:
-            self._coco_files[path] = CocoFile(path)
-        return self._coco_files[path]
-
-    def dataset(self, part: str) -> Any:
-        """Return the data set of a part; it is built once."""
-        if part not in self._built:
-            self._built[part] = self._build_dataset(part)
-        return self._built[part]
-
-    def records(self, part: str) -> list[Record]:
-        """Return the sampled files of a part; they are read once."""
-        if part not in self._records:
-            dataset = self.dataset(part)
-            size = len(dataset)
-            count = size if self.sample is None else min(size, self.sample)
-            indices = np.linspace(0, size - 1, count).astype(int).tolist()
-            loading = find_step(dataset, 'LoadAnnotations') if self.scope == 'mmseg' else None
-            self._records[part] = read_records(dataset, indices, loading, self._progress, part)
-        return self._records[part]
+        of_mmdet = getattr(reader, '__name__', '') == 'CocoDataset'
+        return self._read_coco(leaf.ann_file) if of_mmdet and is_local(leaf.ann_file) else None
 
     def rotates_by_exif(self, part: str) -> bool | None:
         """Return whether the pipeline of a part rotates images as EXIF says, None if it is not known."""
@@ -178,11 +176,13 @@ class ConfiguredData:
         signature = inspect.signature(self.dataset_class(leaf))
         return signature.parameters[key].default if key in signature.parameters else None
 
-    def model(self) -> Any:
-        """Return the model."""
-        if 'model' not in self._built:
-            self._built['model'] = self._build_model()
-        return self._built['model']
+    def _read_records(self, part: str) -> list[Record]:
+        dataset = self.dataset(part)
+        size = len(dataset)
+        count = size if self.sample is None else min(size, self.sample)
+        indices = np.linspace(0, size - 1, count).astype(int).tolist()
+        loading = find_step(dataset, 'LoadAnnotations') if self.scope == 'mmseg' else None
+        return read_records(dataset, indices, loading, self._progress, part)
 
     def _dataset_of_config(self, part: str) -> Any:
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -196,8 +196,35 @@ class ConfiguredData:
             return MODELS.build(self.cfg.model)
 
 
+def has_class_folders(cfg: Mapping[str, Any]) -> bool:
+    """Return whether a data set takes images and classes from one folder per class."""
+    listed = cfg.get('ann_file') or not cfg.get('with_label', True)
+    if listed or kind_of(cfg) not in _FOLDER_SETS:
+        return False
+    split = cfg.get('split')
+    listing = os.path.join(str(cfg.get('data_root') or ''), 'meta', f'{split}.txt')
+    return not (split and os.path.isfile(listing)) and split != 'test'
+
+
+def class_folders(folder: str | Path) -> list[str]:
+    """Return the names of the classes in a folder, in the order of their labels."""
+    # mmpretrain counts hidden ones.
+    return sorted(entry.name for entry in Path(folder).iterdir() if entry.is_dir())
+
+
+def kind_of(cfg: Mapping[str, Any]) -> str:
+    """Return the name of the class of a config, without its scope."""
+    kind = cfg.get('type')
+    return kind.rsplit('.', 1)[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return what a config gives as one dict or a list of them; nothing for None."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    return [value] if value else []
+
+
 def _joined(root: str | None, path: str) -> str:
     """Return `path` below `root`, as mmengine joins them."""
-    if not root or os.path.isabs(path) or '://' in path:
-        return path
-    return os.path.join(root, path)
+    return os.path.join(root, path) if root and '://' not in path else path

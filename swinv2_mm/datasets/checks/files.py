@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from swinv2_mm.datasets.checks.configured import ConfiguredData
-from swinv2_mm.datasets.checks.finding import Finding, Severity, if_many, of_many
+from swinv2_mm.datasets.checks.finding import Finding, Severity, Things
 from swinv2_mm.datasets.checks.read_files import ImageFile, Record
 
 _DEEP = ('I', 'F', 'uint16', 'float')
@@ -20,71 +19,7 @@ _SMALLEST_SIDE = 4
 _IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 _IGNORED = 255
 """The label that mmseg's loading leaves for pixels that are not trained on."""
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """A fault that a file has or has not.
-
-    Attributes:
-        kind: Its name.
-        severity: None if the number of files decides.
-        test: Whether a record has it.
-        fault: A clause after the files.
-        remedy: What to do about it.
-    """
-
-    kind: str
-    severity: Severity | None
-    test: Callable[[Any], Any]
-    fault: str
-    remedy: str = ''
-
-    def apply(self, records: list[Record], noun: str, place: str) -> Iterator[Finding]:
-        """Yield a finding if records have the fault; `noun` is `'image'` or `'label'`."""
-        found = [getattr(record, noun).path for record in records if self.test(record)]
-        if found:
-            severity = self.severity or if_many(len(found), len(records))
-            nouns = f'{noun} files read of {place}'
-            yield of_many(
-                severity, self.kind, place, found, len(records), nouns, self.fault, self.remedy
-            )
-
-
-_IMAGE_RULES = (
-    _Rule(
-        'image-cmyk',
-        'warning',
-        lambda record: record.image.mode == 'CMYK',
-        'are CMYK, whose colours depend on the reader',
-        'Convert them to RGB.',
-    ),
-    _Rule(
-        'image-16-bit',
-        'warning',
-        lambda record: record.image.mode.startswith(_DEEP),
-        'have more than 8 bits, of which the reader keeps 8: 12-bit images become almost black',
-        "Convert them to 8 bits, or set color_type='unchanged' in LoadImageFromFile.",
-    ),
-    _Rule(
-        'image-channels',
-        'warning',
-        lambda record: record.image.transparent,
-        'have an alpha channel or extra bands, which the reader drops',
-    ),
-    _Rule(
-        'image-tiny',
-        'warning',
-        lambda record: 0 < max(record.image.size) < _SMALLEST_SIDE,
-        f'are smaller than {_SMALLEST_SIDE} pixels',
-    ),
-    _Rule(
-        'image-ratio',
-        'warning',
-        lambda record: max(record.image.size) > _EXTREME_RATIO * min(record.image.size) > 0,
-        f'have sides of a ratio above {_EXTREME_RATIO}: resizing leaves little of the shorter one',
-    ),
-)
+_KINDS = {'do not exist': 'missing', 'are empty': 'empty', 'are not images': 'no-image'}
 
 
 def check_images(data: ConfiguredData) -> Iterator[Finding]:
@@ -92,39 +27,50 @@ def check_images(data: ConfiguredData) -> Iterator[Finding]:
     for part in data.parts:
         place, rotates = f'{part}_dataloader.dataset', data.rotates_by_exif(part)
         records = [record for record in data.records(part) if record.image]
-        yield from _broken(place, records, 'image')
-
-        whole = [record for record in records if record.image and min(record.image.size)]
-        rules = _IMAGE_RULES if rotates is None else _size_rules(rotates) + _IMAGE_RULES
-        for rule in rules:
-            yield from rule.apply(whole, 'image', place)
-
-
-def _size_rules(rotates: bool) -> tuple[_Rule, ...]:
-    """Return the faults of images whose annotations name their size."""
-
-    def other(record: Any) -> bool:
-        return _annotated_size(record) not in (None, _read_size(record.image, rotates))
-
-    def unrotated(record: Any) -> bool:
-        return other(record) and _annotated_size(record) == record.image.size
-
-    return (
-        _Rule(
-            'image-exif',
-            'error',
-            unrotated,
-            'are rotated by EXIF when read, and their annotations are for the unrotated ones',
-            "Set color_type='color_ignore_orientation' in LoadImageFromFile, or rotate the pixels and export anew.",
-        ),
-        _Rule(
-            'image-size',
-            'error',
-            lambda record: other(record) and not unrotated(record),
-            'have another width and height than the annotation file says',
-            'Annotations of resized or replaced images do not fit: export them anew.',
-        ),
-    )
+        files: list[Any] = [record.image for record in records]
+        yield from _broken(files, 'image', place)
+        infos = [record.info for record, file in zip(records, files) if min(file.size)]
+        files = [file for file in files if min(file.size)]
+        paths = [file.path for file in files]
+        find = Things(place, f'image files read of {place}', paths).find
+        if rotates is not None:
+            sizes = [(info.get('width'), info.get('height')) for info in infos]
+            other = [
+                None not in size and size != _read_size(file, rotates)
+                for size, file in zip(sizes, files)
+            ]
+            stored = [size == file.size for size, file in zip(sizes, files)]
+            unrotated = [differs and same for differs, same in zip(other, stored)]
+            fault = (
+                'are rotated by EXIF when read, and their annotations are for the unrotated ones'
+            )
+            remedy = (
+                "Set color_type='color_ignore_orientation' in LoadImageFromFile, or rotate the pixels and export "
+                'anew.'
+            )
+            yield from find('error', 'image-exif', unrotated, fault, remedy)
+            resized = [differs and not same for differs, same in zip(other, stored)]
+            fault = 'have another width and height than the annotation file says'
+            remedy = 'Annotations of resized or replaced images do not fit: export them anew.'
+            yield from find('error', 'image-size', resized, fault, remedy)
+        cmyk = [file.mode == 'CMYK' for file in files]
+        fault = 'are CMYK, whose colours depend on the reader'
+        yield from find('warning', 'image-cmyk', cmyk, fault, 'Convert them to RGB.')
+        deep = [file.mode.startswith(_DEEP) for file in files]
+        fault = (
+            'have more than 8 bits, of which the reader keeps 8: 12-bit images become almost black'
+        )
+        remedy = "Convert them to 8 bits, or set color_type='unchanged' in LoadImageFromFile."
+        yield from find('warning', 'image-16-bit', deep, fault, remedy)
+        transparent = [file.transparent for file in files]
+        fault = 'have an alpha channel or extra bands, which the reader drops'
+        yield from find('warning', 'image-channels', transparent, fault)
+        tiny = [max(file.size) < _SMALLEST_SIDE for file in files]
+        fault = f'are smaller than {_SMALLEST_SIDE} pixels'
+        yield from find('warning', 'image-tiny', tiny, fault)
+        long = [max(file.size) > _EXTREME_RATIO * min(file.size) for file in files]
+        fault = f'have sides of a ratio above {_EXTREME_RATIO}: resizing leaves little of the shorter one'
+        yield from find('warning', 'image-ratio', long, fault)
 
 
 def check_suffixes(data: ConfiguredData) -> Iterator[Finding]:
@@ -135,90 +81,62 @@ def check_suffixes(data: ConfiguredData) -> Iterator[Finding]:
             continue
         names = [name for _, _, names in os.walk(folder) for name in names]
         images = [n for n in names if os.path.splitext(n)[1].lower() in _IMAGE_SUFFIXES]
-        passed = [name for name in images if not name.endswith(suffix)]
-        if passed:
-            yield of_many(
-                if_many(len(passed), len(images)),
-                'image-suffix',
-                folder,
-                passed,
-                len(images),
-                f'images in {folder}',
-                f'do not end in img_suffix={suffix!r} and are passed over',
-                f'Set {leaf.place}.img_suffix, or convert them to one format.',
-            )
+        passed = [not name.endswith(suffix) for name in images]
+        fault = f'do not end in img_suffix={suffix!r} and are passed over'
+        remedy = f'Set {leaf.place}.img_suffix, or convert them to one format.'
+        things = Things(folder, f'images in {folder}', images)
+        yield from things.find(None, 'image-suffix', passed, fault, remedy)
 
 
 def check_labels(data: ConfiguredData) -> Iterator[Finding]:
     """Find label files of a segmentor that are missing, broken, of another size or kind, or with wrong values."""
-    head = data.cfg.model.get('decode_head') if data.scope == 'mmseg' else None
-    head = head[-1] if isinstance(head, (list, tuple)) else head
-    if not head or 'num_classes' not in head:
-        return
-    for part in data.parts:
-        place, rotates = f'{part}_dataloader.dataset', data.rotates_by_exif(part)
+    num_classes = data.segmentation_classes
+    for part in data.parts if num_classes else ():
         records = [record for record in data.records(part) if record.label]
-        found = [*_broken(place, records, 'label')]
+        files: list[Any] = [record.label for record in records]
+        found = [*_broken(files, 'label', f'{part}_dataloader.dataset')]
         whole = [record for record in records if record.shape]
-        for rule in _label_rules(data, part, head['num_classes'], rotates):
-            found += rule.apply(whole, 'label', place)
+        found += _label_faults(data, part, whole, num_classes)
         yield from found
         if whole and not any(finding.severity == 'error' for finding in found):
-            yield from _sums(data, part, whole, head['num_classes'])
+            yield from _sums(data, part, whole, num_classes)
 
 
-def _label_rules(
-    data: ConfiguredData, part: str, num_classes: int, rotates: bool | None
-) -> tuple[_Rule, ...]:
-    """Return the faults of single label files."""
-    ignored = {_IGNORED, getattr(data.dataset(part), 'ignore_index', _IGNORED)}
-
-    def outside(record: Record) -> list[int]:
-        return [
-            value
-            for value in record.labels
-            if not 0 <= value < num_classes and value not in ignored
-        ]
-
-    def other(record: Record) -> bool:
-        size = record.image and _read_size(record.image, rotates)
-        return len(record.shape) == 2 and size not in (None, (0, 0), record.shape[::-1])
-
-    values = sorted({value for record in data.records(part) for value in outside(record)})
+def _label_faults(
+    data: ConfiguredData, part: str, records: list[Any], num_classes: int
+) -> Iterator[Finding]:
+    """Yield the faults of single label files."""
+    place, paths = f'{part}_dataloader.dataset', [record.label.path for record in records]
+    find = Things(place, f'label files read of {place}', paths).find
+    coloured = [len(record.shape) != 2 for record in records]
+    fault = 'have several channels: expected one channel that holds class numbers, not colours'
+    yield from find('error', 'label-channels', coloured, fault)
+    rotates = data.rotates_by_exif(part)
+    sizes = [record.image and _read_size(record.image, rotates) for record in records]
+    other = [
+        len(record.shape) == 2 and size not in (None, (0, 0), record.shape[::-1])
+        for record, size in zip(records, sizes)
+    ]
+    yield from find('error', 'label-size', other, 'have another size than their images')
+    deep = [max(record.raw, default=0) > 255 for record in records]
+    fault = 'hold numbers above 255, of which the reader keeps the remainder: 256 becomes 0'
+    yield from find('error', 'label-16-bit', deep, fault, 'Write the labels as 8-bit numbers.')
+    lossy = [bool(record.raw) and record.label.lossy for record in records]
+    fault = 'are JPEG, which changes class numbers at edges'
+    yield from find('error', 'label-lossy', lossy, fault, 'Write the labels as PNG.')
+    known = {*range(num_classes), _IGNORED, getattr(data.dataset(part), 'ignore_index', _IGNORED)}
+    outside = [record.labels.keys() - known for record in records]
+    values = sorted(set().union(*outside))
     shown = ', '.join(map(str, values[:8])) + (', ...' if len(values) > 8 else '')
-    reduced = any(record.info.get('reduce_zero_label') for record in data.records(part))
-    return (
-        _Rule(
-            'label-channels',
-            'error',
-            lambda record: len(record.shape) != 2,
-            'have several channels: expected one channel that holds class numbers, not colours',
-        ),
-        _Rule('label-size', 'error', other, 'have another size than their images'),
-        _Rule(
-            'label-16-bit',
-            'error',
-            lambda record: max(record.raw, default=0) > 255,
-            'hold numbers above 255, of which the reader keeps the remainder: 256 becomes 0',
-            'Write the labels as 8-bit numbers.',
-        ),
-        _Rule(
-            'label-lossy',
-            'error',
-            lambda record: record.raw and record.label.lossy,
-            'are JPEG, which changes class numbers at edges',
-            'Write the labels as PNG.',
-        ),
-        _Rule(
-            'label-range',
-            'error',
-            lambda record: outside(record) and max(record.raw, default=0) < 256,
-            f'hold the labels [{shown}]{" (after reduce_zero_label took 1 off)" if reduced else ""}: expected 0 to '
-            f'{num_classes - 1} for num_classes={num_classes}, and {_IGNORED} for pixels to ignore',
-            'Set num_classes and the classes of the data set'
-            + ('.' if reduced else ', or reduce_zero_label=True if 0 means unlabelled.'),
-        ),
+    reduced = any(record.info.get('reduce_zero_label') for record in records)
+    fault = (
+        f'hold the labels [{shown}]{" (after reduce_zero_label took 1 off)" if reduced else ""}: expected 0 to '
+        f'{num_classes - 1} for num_classes={num_classes}, and {_IGNORED} for pixels to ignore'
     )
+    remedy = 'Set num_classes and the classes of the data set'
+    remedy += '.' if reduced else ', or reduce_zero_label=True if 0 means unlabelled.'
+    wrong = [bool(values) and not large for values, large in zip(outside, deep)]
+    yield from find('error', 'label-range', wrong, fault, remedy)
 
 
 def _sums(
@@ -229,35 +147,28 @@ def _sums(
     raw, labels = total([r.raw for r in records]), total([r.labels for r in records])
     of = f'{len(records)} label files read of {place}'
     reduced = any(record.info.get('reduce_zero_label') for record in records)
-    trained = sum(count for value, count in labels.items() if value in classes)
     if not reduced and set(labels) == {0, _IGNORED} == set(raw) and num_classes > 1:
-        yield _found(
-            'label-0-255',
-            place,
-            f'{of} hold only 0 and 255, and 255 means ignored: one class is all that is trained.',
-            'Write masks with 0 for the background and 1 for the object.',
+        sentence = (
+            f'{of} hold only 0 and 255, and 255 means ignored: one class is all that is trained.'
         )
+        remedy = 'Write masks with 0 for the background and 1 for the object.'
+        yield Finding('error', place, sentence, remedy, 'label-0-255')
     elif reduced and set(raw) - {_IGNORED} == set(classes):
-        yield _found(
-            'label-reduced',
-            place,
+        sentence = (
             f'{of} hold the labels 0 to {num_classes - 1}, and reduce_zero_label=True turns 0 into ignored: the last '
-            'class is not in any file.',
-            'Set reduce_zero_label=False, in the data set and in LoadAnnotations.',
+            'class is not in any file.'
         )
-    elif not trained:
-        yield _found(
-            'label-ignored',
-            place,
-            f'No label of {of} reaches the model: every pixel is ignored ({_IGNORED}).',
-            'Check the label files and reduce_zero_label.',
-        )
+        remedy = 'Set reduce_zero_label=False, in the data set and in LoadAnnotations.'
+        yield Finding('error', place, sentence, remedy, 'label-reduced')
+    elif not any(labels[value] for value in classes):
+        sentence = f'No label of {of} reaches the model: every pixel is ignored ({_IGNORED}).'
+        remedy = 'Check the label files and reduce_zero_label.'
+        yield Finding('error', place, sentence, remedy, 'label-ignored')
     else:
         names = (getattr(data.dataset(part), 'metainfo', None) or {}).get('classes') or classes
-        unused = [name for value, name in enumerate(names) if not labels[value]]
-        if unused:
-            fault = f'are in none of {of}'
-            yield of_many('warning', 'class-unused', place, unused, num_classes, 'classes', fault)
+        unused = [not labels[value] for value in range(len(names))]
+        find = Things(place, 'classes', names).find
+        yield from find('warning', 'class-unused', unused, f'are in none of {of}')
     if any(record.info.get('label_map') for record in records):
         lost = labels[_IGNORED] - raw[_IGNORED] - (raw[0] if reduced else 0)
         if lost > 0:
@@ -275,34 +186,18 @@ def total(counts: list[Any]) -> Counter[Any]:
     return summed
 
 
-def _broken(place: str, records: list[Record], noun: str) -> Iterator[Finding]:
-    """Yield the faults of files that cannot be read, each kind once."""
-    files: list[ImageFile] = [getattr(record, noun) for record in records]
+def _broken(files: list[ImageFile], noun: str, place: str) -> Iterator[Finding]:
+    """Yield the faults of files that cannot be read, each kind once; `noun` is `'image'` or `'label'`."""
+    paths = [file.path for file in files]
     for fault, partial in dict.fromkeys((f.fault, f.partial) for f in files if f.fault):
-        found = [file.path for file in files if (file.fault, file.partial) == (fault, partial)]
-        yield of_many(
-            if_many(len(found), len(files)) if partial and noun == 'image' else 'error',
-            f'{noun}-{_KINDS.get(fault.split("(")[0].strip(), "broken")}',
-            found[0],
-            found,
-            len(files),
-            f'{noun} files read of {place}',
-            fault + (': the rest is filled with grey' if partial else ''),
-            'Replace them or take them out of the set.',
+        same = [(file.fault, file.partial) == (fault, partial) for file in files]
+        things = Things(paths[same.index(True)], f'{noun} files read of {place}', paths)
+        severity: Severity | None = None if partial and noun == 'image' else 'error'
+        kind = f'{noun}-{_KINDS.get(fault.split("(")[0].strip(), "broken")}'
+        fault += ': the rest is filled with grey' if partial else ''
+        yield from things.find(
+            severity, kind, same, fault, 'Replace them or take them out of the set.'
         )
-
-
-_KINDS = {'do not exist': 'missing', 'are empty': 'empty', 'are not images': 'no-image'}
-
-
-def _found(kind: str, place: str, sentence: str, remedy: str) -> Finding:
-    return Finding('error', place, sentence, remedy, kind)
-
-
-def _annotated_size(record: Record) -> tuple[Any, Any] | None:
-    """Return width and height that the annotations name, if they do."""
-    info = record.info
-    return (info['width'], info['height']) if 'width' in info and 'height' in info else None
 
 
 def _read_size(image: Any, rotates: bool | None) -> tuple[int, int]:

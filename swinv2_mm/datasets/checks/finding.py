@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 Severity = Literal['error', 'warning']
 _NAMED = 3
@@ -16,23 +18,14 @@ _BEARABLE = 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault of the data or of the config that reads them.
+    """One kind of fault of the data or of the config that reads them."""
 
-    Attributes:
-        severity: `'error'` if training makes no sense with it, else `'warning'`.
-        place: The file, annotation or config key that it is about.
-        sentence: What is wrong.
-        remedy: What to do about it; may be empty.
-        kind: Short name of the fault; default: the name of the check.
-        items: All files, or ids of all annotations, that have it; empty if `place` says it.
-    """
-
-    severity: Severity
-    place: str
+    severity: Severity  # `'error'` if training makes no sense with it
+    place: str  # the file, annotation or config key that it is about
     sentence: str
     remedy: str = ''
-    kind: str = ''
-    items: tuple[str, ...] = ()
+    kind: str = ''  # short name of the fault; default: the name of the check
+    items: tuple[str, ...] = ()  # all files, or ids of all annotations, that have it
 
     def __str__(self) -> str:
         # A file name may hold bytes that are not UTF-8, which cannot be printed.
@@ -45,30 +38,30 @@ def error(place: object, sentence: str, remedy: str = '') -> Finding:
     return Finding('error', str(place), sentence, remedy)
 
 
-def of_many(
-    severity: Severity,
-    kind: str,
-    place: object,
-    items: Sequence[object],
-    total: int,
-    noun: str,
-    fault: str,
-    remedy: str = '',
-) -> Finding:
-    """Return a finding about some of `total` things.
+@dataclass(frozen=True)
+class Things:
+    """Files, annotations or classes, of which some may have a fault."""
 
-    Args:
-        items: Names of those with the fault.
-        noun: What they are, in the plural.
-        fault: What is wrong with them, as a clause after the noun.
-    """
-    names = tuple(map(str, items))
-    shown = [*names[:1], *map(os.path.basename, names[1:_NAMED])]
-    listed = ', '.join(shown) + (', ...' if len(names) > _NAMED else '')
-    sentence = f'{len(names)} of {total} {noun} {fault}: {listed}.'
-    return Finding(severity, str(place), sentence, remedy, kind, names)
+    place: str
+    noun: str  # what they are, in the plural
+    names: Sequence[Any]
+    end: str = ''  # of a clause, before the names
 
+    def find(
+        self, severity: Severity | None, kind: str, mask: Any, fault: str, remedy: str = ''
+    ) -> Iterator[Finding]:
+        """Yield a finding if the mask selects some; `fault` is a clause after the noun.
 
-def if_many(count: int, total: int) -> Severity:
-    """Return the severity of `count` of `total` things that a library drops without a message."""
-    return 'error' if count > _BEARABLE * total else 'warning'
+        Without a severity, their share decides: a library drops them without a message.
+        """
+        rows = np.flatnonzero(mask).tolist()
+        if not rows:
+            return
+        named = [self.names[row] for row in rows]
+        items = [f'number {row}' if n in (None, '') else str(n) for row, n in zip(rows, named)]
+        listed = ', '.join([items[0], *map(os.path.basename, items[1:_NAMED])])
+        listed += ', ...' if len(items) > _NAMED else ''
+        sentence = f'{len(items)} of {len(self.names)} {self.noun} {fault}{self.end}: {listed}.'
+        many = len(items) > _BEARABLE * len(self.names)
+        severity = severity or ('error' if many else 'warning')
+        yield Finding(severity, self.place, sentence, remedy, kind, tuple(items))

@@ -6,6 +6,7 @@ import io
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-_EXIF_ORIENTATION = 274
 _THREADS = 8
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Shows how far an iterable is, given its length and a title."""
@@ -22,93 +22,60 @@ Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What an image or label file is.
-
-    Attributes:
-        path: The file.
-        fault: Why it cannot be used, as a clause after a plural; empty if it can.
-        partial: Whether OpenCV reads the part before a damage and fills the rest.
-        size: Width and height as stored; `(0, 0)` if unknown.
-        mode: Mode of Pillow, e.g. `'RGB'` or `'I;16'`; for files that only OpenCV reads, type and channels.
-        lossy: Whether its compression changes values.
-        sideways: Whether its EXIF orientation swaps width and height.
-        transparent: Whether it has an alpha channel or a transparent colour.
-    """
+    """What an image or label file is."""
 
     path: str
-    fault: str = ''
-    partial: bool = False
-    size: tuple[int, int] = (0, 0)
-    mode: str = ''
-    lossy: bool = False
-    sideways: bool = False
-    transparent: bool = False
+    fault: str = ''  # why it cannot be used, as a clause after a plural; empty if it can
+    partial: bool = False  # OpenCV reads the part before a damage and fills the rest
+    size: tuple[int, int] = (0, 0)  # width and height as stored; `(0, 0)` if unknown
+    mode: str = ''  # of Pillow, or type and channels of files that only OpenCV reads
+    lossy: bool = False  # its compression changes values
+    sideways: bool = False  # its EXIF orientation swaps width and height
+    transparent: bool = False  # it has an alpha channel or a transparent colour
 
 
 @dataclass(frozen=True)
 class Record:
-    """A sample of a data set and its files.
+    """A sample of a data set and its files."""
 
-    Attributes:
-        info: What the data set knows of it.
-        image: Its image, or None if it has no file.
-        label: Its label file, or None.
-        raw: Values in the label file and their counts, if it has one channel and mmseg loads it.
-        labels: The same after the pipeline's loading.
-        shape: Shape of the loaded label map.
-    """
-
-    info: Mapping[str, Any]
+    info: Mapping[str, Any]  # what the data set knows of it
     image: ImageFile | None = None
     label: ImageFile | None = None
-    raw: Mapping[int, int] = field(default_factory=dict)
-    labels: Mapping[int, int] = field(default_factory=dict)
-    shape: tuple[int, ...] = ()
+    raw: Mapping[int, int] = field(default_factory=dict)  # counts of values in a plain label file
+    labels: Mapping[int, int] = field(default_factory=dict)  # the same after the loading
+    shape: tuple[int, ...] = ()  # of the loaded label map
 
 
 def read_records(
     dataset: Any, indices: list[int], loading: Any, progress: Progress, title: str
 ) -> list[Record]:
-    """Read the files of samples of a data set.
-
-    Args:
-        dataset: The data set.
-        indices: Numbers of the samples.
-        loading: The transform that loads label maps, or None.
-        progress: Shows the progress.
-        title: What it shows.
-    """
+    """Read the files of samples of a data set; `loading` is the transform that loads label maps, or None."""
     infos = [
         {key: value for key, value in data_info(dataset, index).items() if key != 'instances'}
         for index in indices
     ]
-    reader = getattr(find_step(dataset, 'LoadImageFromFile'), 'imdecode_backend', None)
-    opencv = reader == 'cv2'
+    backend = getattr(find_step(dataset, 'LoadImageFromFile'), 'imdecode_backend', None)
     multiband = find_step(dataset, 'LoadMultibandImage')
+
+    def read(info: Mapping[str, Any]) -> Record:
+        path, label_path, image = info.get('img_path'), info.get('seg_map_path'), None
+        if is_local(path) and multiband:
+            image = _read_multiband(str(path), multiband)
+        elif is_local(path):
+            image = read_image(str(path), opencv=backend == 'cv2')[0]
+        if loading is None or not is_local(label_path):
+            return Record(info, image)
+        label, values = read_image(str(label_path), whole=True)
+        if label.fault:
+            return Record(info, image, label)
+        loaded = loading({**info, 'seg_fields': []})['gt_seg_map']
+        stock = type(loading).__module__.startswith('mmseg.')
+        raw = count_values(values) if stock and values is not None and values.ndim == 2 else {}
+        labels = count_values(loaded) if loaded.ndim == 2 else {}
+        return Record(info, image, label, raw, labels, loaded.shape)
+
     with ThreadPoolExecutor(_THREADS) as threads:
-        records = threads.map(lambda info: _read_record(info, loading, opencv, multiband), infos)
-        return list(progress(records, len(infos), title))
-
-
-def _read_record(info: Mapping[str, Any], loading: Any, opencv: bool, multiband: Any) -> Record:
-    image_path, label_path = info.get('img_path', ''), info.get('seg_map_path', '')
-    image = None
-    if _is_local(image_path):
-        image = (
-            _read_multiband(image_path, multiband)
-            if multiband
-            else read_image(image_path, opencv=opencv)[0]
-        )
-    if loading is None or not _is_local(label_path):
-        return Record(info, image)
-    label, values = read_image(label_path, whole=True)
-    if label.fault:
-        return Record(info, image, label)
-    loaded = loading({**info, 'seg_fields': []})['gt_seg_map']
-    stock = type(loading).__module__.startswith('mmseg.')
-    raw = count_values(values) if stock and values is not None and values.ndim == 2 else {}
-    labels = count_values(loaded) if loaded.ndim == 2 else {}
-    return Record(info, image, label, raw, labels, loaded.shape)
+        return list(progress(threads.map(read, infos), len(infos), title))
 
 
 def read_image(
@@ -133,7 +100,7 @@ def read_image(
                 size=image.size,
                 mode=image.mode,
                 lossy=image.format in ('JPEG', 'MPO'),
-                sideways=image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8),
+                sideways=is_sideways(image),
                 transparent=image.has_transparency_data,
             )
             if whole:
@@ -157,9 +124,10 @@ def _read_multiband(path: str, loading: Any) -> ImageFile:
     try:
         height, width = loading.transform({'img_path': path})['img_shape']
     except (OSError, ValueError) as error:
+        if not Path(path).exists():
+            return ImageFile(path, 'do not exist')
         reason = str(error).removeprefix(path).strip()
-        missing = isinstance(error, FileNotFoundError) or not Path(path).exists()
-        return ImageFile(path, 'do not exist' if missing else f'cannot be read as bands ({reason})')
+        return ImageFile(path, f'cannot be read as bands ({reason})')
     return ImageFile(path, size=(width, height))
 
 
@@ -189,33 +157,36 @@ def _decode(content: bytes, flag: int) -> Any:
 
 def count_values(values: np.ndarray) -> dict[int, int]:
     """Return the distinct values of an array of whole numbers and their counts."""
-    if values.dtype in (np.uint8, bool):
-        counts = np.bincount(values.ravel().astype(np.uint8), minlength=256)
-        found = np.flatnonzero(counts)
-        counts = counts[found]
-    else:
-        found, counts = np.unique(values, return_counts=True)
-    return {int(value): int(count) for value, count in zip(found, counts)}
+    if values.dtype in (np.uint8, bool):  # several times as fast
+        counted = np.bincount(values.ravel())
+        return {value: int(counted[value]) for value in np.flatnonzero(counted).tolist()}
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist()))
 
 
 def _why_missing(path: str, missing: OSError) -> str:
     """Return why a file cannot be opened, with the name of a similar one beside it."""
     if not isinstance(missing, FileNotFoundError):
         return f'cannot be opened ({missing.strerror})'
-    wanted = Path(path)
-
-    def plain(name: str) -> str:
-        return unicodedata.normalize('NFC', Path(name).stem).casefold()
-
-    try:
-        names = [item.name for item in wanted.parent.iterdir()]
-    except OSError:
-        return 'do not exist'
-    similar = [name for name in names if plain(name) == plain(wanted.name)]
-    return f'do not exist (there is {similar[0]})' if similar else 'do not exist'
+    wanted = _plain(path)
+    with suppress(OSError):
+        for beside in Path(path).parent.iterdir():
+            if _plain(beside) == wanted:
+                return f'do not exist (there is {beside.name})'
+    return 'do not exist'
 
 
-def _is_local(path: Any) -> bool:
+def _plain(path: str | Path) -> str:
+    return unicodedata.normalize('NFC', Path(path).stem).casefold()
+
+
+def is_sideways(image: Image.Image) -> bool:
+    """Return whether the EXIF orientation of an image swaps width and height."""
+    return image.getexif().get(274, 1) in (5, 6, 7, 8)
+
+
+def is_local(path: Any) -> bool:
+    """Return whether a config names a path on this machine."""
     return bool(path) and isinstance(path, str) and '://' not in path
 
 
@@ -228,11 +199,9 @@ def data_info(dataset: Any, index: int) -> dict[str, Any]:
 def find_step(dataset: Any, name: str) -> Any:
     """Return the first transform of a kind in the pipeline of a data set, through wrappers, or None."""
     while not hasattr(getattr(dataset, 'pipeline', None), 'transforms'):
-        inner = getattr(dataset, 'dataset', None) or next(
-            iter(getattr(dataset, 'datasets', [])), None
-        )
-        if inner is None:
+        several = getattr(dataset, 'datasets', None) or [None]
+        dataset = getattr(dataset, 'dataset', several[0])
+        if dataset is None:
             return None
-        dataset = inner
     steps = dataset.pipeline.transforms
     return next((step for step in steps if type(step).__name__ == name), None)

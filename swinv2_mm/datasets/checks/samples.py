@@ -11,8 +11,8 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +28,6 @@ _HANDFUL = 8
 _ENOUGH = 64
 """Samples looked at before it is said that nothing reaches the model."""
 _PLACE = 'train_dataloader.dataset'
-E_ = TypeVar('E_', bound=BaseException)
 
 
 def check_building(data: ConfiguredData) -> Iterator[Finding]:
@@ -36,72 +35,88 @@ def check_building(data: ConfiguredData) -> Iterator[Finding]:
     for part in data.parts:
         place = f'{part}_dataloader.dataset'
         try:
-            if len(data.dataset(part)) == 0:
-                yield _empty(place)
+            if len(data.dataset(part)):
+                continue
         except Exception as raised:
             # Registries raise errors anew, as the same or another kind, with the place of the class before the message.
-            broken = _innermost(raised, json.JSONDecodeError)
-            if broken is not None:
+            if broken := _innermost(raised, json.JSONDecodeError):
                 files = [leaf.ann_file for leaf in data.leaves() if leaf.place.startswith(place)]
-                where = ', '.join(filter(None, files))
-                yield error(where or place, f'{where or place} is not valid json: {broken}.')
-            elif (unreadable := _innermost(raised, ImageSetError)) is not None:
+                where = ', '.join(filter(None, files)) or place
+                yield error(where, f'{where} is not valid json: {broken}.')
+                continue
+            if unreadable := _innermost(raised, ImageSetError):
                 yield error(place, f'{unreadable}.')
-            elif 'Found 0 files in subfolders' in str(raised):
+                continue
+            if 'Found 0 files in subfolders' in str(raised):
                 yield error(place, f'The folders of {place} hold no picture.')
-            elif 'need at least one array to concatenate' in str(
-                raised
-            ):  # an empty list of samples
-                yield _empty(place)
-            else:
+                continue
+            # Of an empty list of samples.
+            if 'need at least one array to concatenate' not in str(raised):
                 raise
+        yield error(
+            place,
+            f'{place} is empty: no image is listed, or filter_cfg removes all of them (filter_empty_gt drops images '
+            'without an annotation of the configured classes).',
+            'Check its paths, suffixes and metainfo.classes.',
+        )
 
 
 def check_annotations(data: ConfiguredData) -> Iterator[Finding]:
     """Find out whether the annotations of a detector's training set reach the model."""
     if data.scope != 'mmdet' or 'train' not in data.parts:
         return
-    dataset, counts = data.dataset('train'), _Counts()
+    dataset = data.dataset('train')
+    samples = annotated = reached = ignored = 0
+    rle = False
     with untouched_randomness():
         for index in spread(len(dataset), _HANDFUL, _ENOUGH):
-            raw, sample = data_info(dataset, index), prepare(dataset, index)
+            instances, sample = (
+                data_info(dataset, index).get('instances', []),
+                prepare(dataset, index),
+            )
             if isinstance(sample, Finding):
                 yield sample
                 return
-            counts.add(raw, sample)
-            if counts.reached and counts.samples >= _HANDFUL:
+            usable = [item for item in instances if not item.get('ignore_flag')]
+            samples += 1
+            annotated += len(usable)
+            rle |= any(isinstance(item.get('mask'), dict) for item in usable)
+            packed = _data_sample(sample)
+            if hasattr(packed, 'gt_instances'):
+                reached += len(packed.gt_instances)
+                flagged = len(getattr(packed, 'ignored_instances', ()))
+                ignored += max(0, flagged - (len(instances) - len(usable)))
+            elif sample is not None:
+                reached += 1  # a kind of sample that this check does not know
+            if reached and samples >= _HANDFUL:
                 break
-    rle = counts.rle and not getattr(find_step(dataset, 'LoadAnnotations'), 'poly2mask', True)
-    cause = (
-        ', because LoadAnnotations(poly2mask=False) reads polygons only and their masks are RLE'
-        if rle
-        else ''
-    )
-    remedy = 'In LoadAnnotations, set poly2mask=True.' if rle else ''
-    of = f'{counts.annotated} instances in {counts.samples} sampled images'
-    if not counts.annotated and not counts.reached:
-        yield error(
-            _PLACE,
-            f'None of {counts.samples} sampled images of {_PLACE} has an annotation of the configured classes.',
-            'Check the annotation file and metainfo.classes, or set filter_cfg=dict(filter_empty_gt=True).',
+    cause = remedy = ''
+    if rle and not getattr(find_step(dataset, 'LoadAnnotations'), 'poly2mask', True):
+        cause = (
+            ', because LoadAnnotations(poly2mask=False) reads polygons only and their masks are RLE'
         )
-    elif not counts.reached:
+        remedy = 'In LoadAnnotations, set poly2mask=True.'
+    of = f'{annotated} instances in {samples} sampled images'
+    if not annotated and not reached:
+        sentence = f'None of {samples} sampled images of {_PLACE} has an annotation of the configured classes.'
+        remedy = 'Check the annotation file and metainfo.classes, or set filter_cfg=dict(filter_empty_gt=True).'
+        yield error(_PLACE, sentence, remedy)
+    elif not reached:
         yield error(
             _PLACE,
-            f'No annotation of {_PLACE} reaches the model: of {of}, the training pipeline flags {counts.ignored} as '
+            f'No annotation of {_PLACE} reaches the model: of {of}, the training pipeline flags {ignored} as '
             f'ignored and drops the rest{cause}.',
             remedy or 'Check its loading, cropping and filtering.',
         )
-    elif counts.ignored:
-        sentence = f'the training pipeline flags {counts.ignored} of {of} as ignored{cause}.'
+    elif ignored:
+        sentence = f'the training pipeline flags {ignored} of {of} as ignored{cause}.'
         yield Finding('warning', _PLACE, sentence, remedy)
 
 
 def check_label_maps(data: ConfiguredData) -> Iterator[Finding]:
     """Find out whether labels of a segmentor's training set reach the model through the pipeline."""
-    head = data.cfg.model.get('decode_head') if 'train' in data.parts else None
-    head = head[-1] if isinstance(head, (list, tuple)) else head
-    if data.scope != 'mmseg' or not head or 'num_classes' not in head:
+    num_classes = data.segmentation_classes if 'train' in data.parts else 0
+    if not num_classes:
         return
     dataset, samples = data.dataset('train'), 0
     with untouched_randomness():
@@ -112,13 +127,11 @@ def check_label_maps(data: ConfiguredData) -> Iterator[Finding]:
                 return
             samples += 1
             truth = getattr(_data_sample(sample), 'gt_sem_seg', None)
-            if truth is None or bool((truth.data < head['num_classes']).any()):
+            if truth is None or bool((truth.data < num_classes).any()):
                 return
-    yield error(
-        _PLACE,
-        f'No label of {samples} sampled images of {_PLACE} reaches the model: every pixel is ignored (255).',
-        'Check the label files, reduce_zero_label and the crop of the pipeline.',
-    )
+    sentence = f'No label of {samples} sampled images of {_PLACE} reaches the model: every pixel is ignored (255).'
+    remedy = 'Check the label files, reduce_zero_label and the crop of the pipeline.'
+    yield error(_PLACE, sentence, remedy)
 
 
 def check_image_labels(data: ConfiguredData) -> Iterator[Finding]:
@@ -146,34 +159,6 @@ def check_image_labels(data: ConfiguredData) -> Iterator[Finding]:
                 return
 
 
-@dataclass
-class _Counts:
-    """Instances of the samples looked at so far."""
-
-    samples: int = 0
-    annotated: int = 0  # in the data set
-    reached: int = 0  # in what the model gets
-    ignored: int = 0  # flagged by the pipeline and not in the data set
-    rle: bool = False
-
-    def add(self, raw: dict[str, Any], sample: Any) -> None:
-        """Count the instances of a sample before and after the pipeline; None is one that it dropped."""
-        instances = raw.get('instances', [])
-        usable = [item for item in instances if not item.get('ignore_flag')]
-        self.samples += 1
-        self.annotated += len(usable)
-        self.rle |= any(isinstance(item.get('mask'), dict) for item in usable)
-        if sample is None:
-            return
-        packed = _data_sample(sample)
-        if not hasattr(packed, 'gt_instances'):
-            self.reached += 1  # a kind of sample that this check does not know
-            return
-        self.reached += len(packed.gt_instances)
-        flagged = len(getattr(packed, 'ignored_instances', ()))
-        self.ignored += max(0, flagged - (len(instances) - len(usable)))
-
-
 def prepare(dataset: Any, index: int) -> Any:
     """Return what the pipeline makes of a sample, or a finding if the file of its image is missing or broken."""
     try:
@@ -190,14 +175,10 @@ def prepare(dataset: Any, index: int) -> Any:
         )
 
 
-def spread(size: int, *counts: int) -> Iterator[int]:
-    """Yield indices spread over a data set: first the least count of them, then more for each further count."""
-    seen: set[int] = set()
-    for count in counts:
-        for index in np.linspace(0, size - 1, min(size, count)).astype(int).tolist():
-            if index not in seen:
-                seen.add(index)
-                yield index
+def spread(size: int, *counts: int) -> list[int]:
+    """Return indices spread over a data set: first the least count of them, then more for each further count."""
+    parts = [np.linspace(0, size - 1, min(size, count)).astype(int).tolist() for count in counts]
+    return list(dict.fromkeys(chain.from_iterable(parts)))
 
 
 @contextmanager
@@ -217,21 +198,10 @@ def _data_sample(sample: Any) -> Any:
     return sample.get('data_samples') if isinstance(sample, dict) else None
 
 
-def _innermost(raised: BaseException, kind: type[E_]) -> E_ | None:
+def _innermost(raised: BaseException | None, kind: type[BaseException]) -> BaseException | None:
     """Return the error of a kind that was raised first, in the chain that led to `raised`."""
     found = None
-    chain: BaseException | None = raised
-    while chain is not None:
-        found = chain if isinstance(chain, kind) else found
-        chain = chain.__cause__ or chain.__context__
+    while raised is not None:
+        found = raised if isinstance(raised, kind) else found
+        raised = raised.__cause__ or raised.__context__
     return found
-
-
-def _empty(place: str) -> Finding:
-    """Return the finding for a data set without samples."""
-    return error(
-        place,
-        f'{place} is empty: no image is listed, or filter_cfg removes all of them (filter_empty_gt drops images '
-        'without an annotation of the configured classes).',
-        'Check its paths, suffixes and metainfo.classes.',
-    )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.folders import coco, labelme, pairs, xml_files, yolo
-from swinv2_mm.datasets.folders.files import Faults, Files
-from swinv2_mm.datasets.folders.found import Found
+from swinv2_mm.datasets.folders import annotation_tools as tools
+from swinv2_mm.datasets.folders import coco, pairs, yolo
+from swinv2_mm.datasets.folders.files import Faults, Files, Found
 
 
 class Layout(NamedTuple):
@@ -28,23 +28,18 @@ class Layout(NamedTuple):
 LAYOUTS = {
     'coco': Layout('COCO json', coco.recognise, coco.read),
     'yolo': Layout('YOLO labels', yolo.recognise, yolo.read),
-    'voc': Layout('Pascal VOC xml', xml_files.recognise_voc, xml_files.read_voc),
-    'labelme': Layout('LabelMe json', labelme.recognise, labelme.read),
-    'cvat': Layout('CVAT xml', xml_files.recognise_cvat, xml_files.read_cvat),
+    'voc': Layout('Pascal VOC xml', tools.recognise_voc, tools.read_voc),
+    'labelme': Layout('LabelMe json', tools.recognise_labelme, tools.read_labelme),
+    'cvat': Layout('CVAT xml', tools.recognise_cvat, tools.read_cvat),
     'masks': Layout('label maps', pairs.recognise_masks, pairs.read_masks, last=True),
     'classes': Layout('class folders', pairs.recognise_classes, pairs.read_classes, last=True),
 }
 
 
 def read_folder(folder: Path, layout: str | None = None) -> tuple[Found, Faults]:
-    """Read the data in a folder.
+    """Return the data in a folder, and what was left out of them.
 
-    Args:
-        folder: The folder.
-        layout: A key of `LAYOUTS`, needed only where several are in the folder.
-
-    Returns:
-        The data, and what was left out of them.
+    `layout`, a key of `LAYOUTS`, is needed only where several are in the folder.
 
     Raises:
         ImageSetError: There are no data in a known layout, or in several.
@@ -71,6 +66,3 @@ def read_folder(folder: Path, layout: str | None = None) -> tuple[Found, Faults]
     faults = Faults()
     ((name, paths),) = seen.items()
     return LAYOUTS[name].read(files, paths, faults), faults
-
-
-__all__ = ['LAYOUTS', 'Faults', 'Found', 'read_folder']

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,16 @@ import numpy as np
 
 from swinv2_mm.datasets.checks.coco_file import CocoFile
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.folders.files import Faults, Files, folder_part, part_of, split_off
-from swinv2_mm.datasets.folders.found import CocoWriter, Found
+from swinv2_mm.datasets.folders.files import (
+    EMPTY,
+    Faults,
+    Files,
+    Found,
+    folder_part,
+    measured,
+    part_of,
+    split_off,
+)
 
 _KEYS = re.compile(rb'"(images|annotations|categories|licenses|info)"\s*:')
 _OF_AN_IMAGE = re.compile(rb'"(shapes|imagePath|imageData|flags)"\s*:')
@@ -27,13 +35,10 @@ def recognise(files: Files) -> list[Path]:
     found = []
     for path in files.ending('.json'):
         head = files.head(path)
-        # Label Studio puts a json with categories alone beside YOLO labels.
-        if (
-            _KEYS.search(head)
-            and not _OF_AN_IMAGE.search(head)
-            and files.contains(path, b'"images"')
-        ):
-            found.append(path)
+        if _KEYS.search(head) and not _OF_AN_IMAGE.search(head):
+            # Label Studio puts a json with categories alone beside YOLO labels.
+            with suppress(OSError):
+                found += [path] if b'"images"' in (files.root / path).read_bytes() else []
     return [path for path in found if not _OTHER_TASKS.search(path.name)] or found
 
 
@@ -63,7 +68,9 @@ def read(files: Files, found: list[Path], faults: Faults) -> Found:
         gaps = np.isnan(numbers).any() or file.crowd_missing.any() or (file.image_rows < 0).any()
         source = files.root / paths[0]
         parts[part] = (_completed(source, faults) if gaps else source, files.root / folder)
-        names[part] = _classes(file)
+        # Without the parent category that Roboflow adds.
+        every = [str(category['name']) for category in file.categories]
+        names[part] = [name for name in every if name not in file.parents]
     layout = 'Roboflow COCO' if found[0].name.startswith('_annotations.coco') else 'COCO'
     classes = names.get('train') or next(iter(names.values()))
     return Found(f'{layout} json', 'instances', classes, parts)
@@ -101,19 +108,6 @@ def _image_folder(files: Files, path: Path, part: str, file: CocoFile) -> Path:
     return best
 
 
-def _classes(file: CocoFile) -> list[str]:
-    """Return the names of the classes without the parent category that Roboflow adds."""
-    used = Counter(file.category_ids)
-    parents = {item.get('supercategory') for item in file.categories if used[item['id']]}
-    return [
-        str(item['name'])
-        for item in file.categories
-        if used[item['id']]
-        or item['name'] not in parents
-        or item.get('supercategory') not in ('none', None)
-    ]
-
-
 def _completed(path: Path, faults: Faults) -> dict[str, Any]:
     """Return the content of a json with `bbox`, `area` and `iscrowd` in every annotation."""
     content: dict[str, Any] = json.loads(path.read_bytes())
@@ -121,29 +115,18 @@ def _completed(path: Path, faults: Faults) -> dict[str, Any]:
     whole = []
     for item in content.get('annotations', []):
         with faults.guard('annotations that cannot be read are left out', item.get('id')):
-            image = images[item['image_id']]
-            segmentation = item.pop('segmentation', None)
+            image, segmentation = images[item['image_id']], item.pop('segmentation', None)
             if isinstance(segmentation, (list, dict)) and segmentation:
                 item['segmentation'] = segmentation
             if not (_are_numbers(item.get('bbox'), 4) and _are_numbers([item.get('area')], 1)):
-                box = item.get('bbox')
-                x, y, w, h = box if _are_numbers(box, 4) else (0, 0, 0, 0)
-                writer = CocoWriter([], faults)
-                writer.add(
-                    image,
-                    0,
-                    [x, y, x + w, y + h] if w else None,
-                    segmentation if isinstance(segmentation, list) else (),
-                )
-                item.update(
-                    {
-                        key: made[key]
-                        for made in writer.content['annotations']
-                        for key in ('bbox', 'area')
-                    }
-                )
-                if not writer.content['annotations']:
+                x, y, w, h = item['bbox'] if _are_numbers(item.get('bbox'), 4) else (0, 0, 0, 0)
+                box = [x, y, x + w, y + h] if w else None
+                polygons = segmentation if isinstance(segmentation, list) else ()
+                fields = measured((image['width'], image['height']), box, polygons)
+                if fields is None:
+                    faults.add(EMPTY, f'one in {image["file_name"]}')
                     continue
+                item.update(bbox=fields['bbox'], area=fields['area'])
             item.setdefault('iscrowd', 0)
             whole.append(item)
     return dict(content, annotations=whole)

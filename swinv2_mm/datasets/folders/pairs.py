@@ -11,10 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from swinv2_mm.datasets.checks.read_files import read_image
+from swinv2_mm.datasets.checks.read_files import count_values, read_image
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.folders.files import Faults, Files, folder_part, key_of, part_of
-from swinv2_mm.datasets.folders.found import NO_NAMES, Found
+from swinv2_mm.datasets.folders.files import (
+    NO_NAMES,
+    Faults,
+    Files,
+    Found,
+    folder_part,
+    key_of,
+    part_of,
+)
 
 IGNORED = 255
 _MASK_FOLDER = re.compile(r'(annot(ations?)?|labels?|masks?|segmentationclass(raw)?|gt|seg\w*)$')
@@ -30,11 +37,7 @@ def recognise_masks(files: Files) -> list[Path]:
 
 
 def read_masks(files: Files, found: list[Path], faults: Faults) -> Found:
-    """Pair images and label maps, and find the classes from the values.
-
-    Raises:
-        ImageSetError: No label map can be used, or colours have no names.
-    """
+    """Pair images and label maps, and find the classes from the values."""
     pairs = _paired(files, found)
     used = {*pairs, *pairs.values()}
     for path in files.images:
@@ -43,7 +46,7 @@ def read_masks(files: Files, found: list[Path], faults: Faults) -> Found:
             faults.add(f'{noun} are left out', path)
     names, colours = _class_map(files)
     counts: Counter[int] = Counter()
-    coloured: set[Path] = set()
+    coloured = False
     with ThreadPoolExecutor(8) as threads:
         paths = [str(files.root / path) for path in pairs.values()]
         read = zip(list(pairs), threads.map(lambda path: _values(path, colours), paths))
@@ -57,32 +60,28 @@ def read_masks(files: Files, found: list[Path], faults: Faults) -> Found:
                 )
             else:
                 counts.update(values)
-                coloured.update([image] if in_colour else [])
+                coloured |= in_colour
     if not counts and not coloured:
         raise ImageSetError(
             f'No label map in {files.root} can be used. ' + ' '.join(faults.lines())
         )
     parts: dict[str, list[tuple[Path, Path]]] = {}
     for image, mask in sorted(pairs.items()):
-        parts.setdefault(folder_part(image) or folder_part(mask) or 'train', []).append(
-            (image, mask)
-        )
+        part = folder_part(image) or folder_part(mask) or 'train'
+        parts.setdefault(part, []).append((image, mask))
     notes = []
-    found_values = sorted(counts)
-    binary = found_values in ([0, IGNORED], [IGNORED])
-    kept = [value for value in found_values if value != IGNORED or binary]
+    binary = set(counts) in ({0, IGNORED}, {IGNORED})
+    kept = sorted(value for value in counts if value != IGNORED or binary)
+    mapping: Numbers | None = {value: index for index, value in enumerate(kept)}
+    classes = names
     if colours and coloured:
-        mapping: Numbers | None = colours
-        classes = names
+        mapping = colours
     elif names and max(kept) < len(names):
-        mapping, classes = None, names
-    elif names and len(names) == len(kept):
-        mapping, classes = {value: index for index, value in enumerate(kept)}, names
-    elif binary:
+        mapping = None
+    elif binary and len(names) != len(kept):
         mapping, classes = {0: 0, IGNORED: 1}, ['background', 'foreground']
-    else:
-        dense = max(kept) + 1 == len(kept)
-        mapping = None if dense else {value: index for index, value in enumerate(kept)}
+    elif not names or len(names) != len(kept):
+        mapping = None if max(kept) + 1 == len(kept) else mapping
         classes = [f'class_{value}' for value in kept]
         notes.append(NO_NAMES)
     if len(classes) > IGNORED:
@@ -143,8 +142,7 @@ def _is_mask(path: Path) -> bool:
 def _class_map(files: Files) -> tuple[list[str], Numbers]:
     """Return names of classes, and the colours of a colour-coded map, from the file that gives them."""
     for path in (path for name in _MAPS for path in files.all if path.name == name):
-        text = (files.root / path).read_text(encoding='utf-8-sig')
-        lines = [line.strip() for line in text.splitlines() if line.strip() and line[0] != '#']
+        lines = [line for line in files.lines(path) if line[0] != '#']
         if path.suffix == '.csv':
             rows = list(csv.reader(lines[1:]))
         else:
@@ -160,14 +158,10 @@ def _class_map(files: Files) -> tuple[list[str], Numbers]:
 
 
 def index_map(values: np.ndarray | None, mapping: Numbers | None) -> np.ndarray:
-    """Return a label map with the numbers of the classes; what has none is ignored.
-
-    Args:
-        values: `(H, W)` values or `(H, W, C)` colours.
-        mapping: Numbers by value or by colour, None if the values are the numbers.
-    """
+    """Return numbers of classes for `(H, W)` values or `(H, W, C)` colours, which are the numbers without a mapping."""
     values = np.asarray(values)
-    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all() and not _by_colour(mapping):
+    by_colour = bool(mapping) and isinstance(next(iter(mapping or {})), tuple)
+    if values.ndim == 3 and (values[..., :1] == values[..., :3]).all() and not by_colour:
         values = values[..., 0]
     if mapping is None:
         return np.where(values > IGNORED, IGNORED, values).astype(np.uint8)
@@ -178,10 +172,6 @@ def index_map(values: np.ndarray | None, mapping: Numbers | None) -> np.ndarray:
     return labels
 
 
-def _by_colour(mapping: Numbers | None) -> bool:
-    return bool(mapping) and isinstance(next(iter(mapping or {})), tuple)
-
-
 def _values(path: str, colours: Numbers) -> tuple[str, dict[int, int], bool]:
     """Return what is wrong with a label map, its values and their counts, and whether it is in colours."""
     file, values = read_image(path, whole=True)
@@ -189,10 +179,8 @@ def _values(path: str, colours: Numbers) -> tuple[str, dict[int, int], bool]:
         return file.fault or 'cannot be read', {}, False
     if file.lossy:
         return 'are JPEG, whose values are not exact,', {}, False
-    values = values.astype(np.uint8) if values.dtype == bool else values
     if values.ndim == 3:
         if (values[..., :1] != values[..., :3]).any() or colours:
             return '', {}, True
         values = values[..., 0]
-    found, count = np.unique(values, return_counts=True)
-    return '', dict(zip(found.tolist(), count.tolist())), False
+    return '', count_values(values), False

@@ -10,8 +10,15 @@ import numpy as np
 import yaml
 
 from swinv2_mm.datasets.errors import ImageSetError
-from swinv2_mm.datasets.folders.files import MOST_CLASSES, Faults, Files, folder_part, image_sizes
-from swinv2_mm.datasets.folders.found import NO_NAMES, CocoWriter, Found, finish
+from swinv2_mm.datasets.folders.files import (
+    MOST_CLASSES,
+    NO_NAMES,
+    CocoWriter,
+    Faults,
+    Files,
+    Found,
+    image_sizes,
+)
 
 _LISTS = ('classes.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt')
 _BAD_LABELS = 'label files that cannot be read are left out'
@@ -32,53 +39,47 @@ def recognise(files: Files) -> list[Path]:
 def read(files: Files, found: list[Path], faults: Faults) -> Found:
     """Convert the labels. Images without a label file are background, as in Ultralytics."""
     settings = _settings(files)
-    classes = _class_names(files, settings)
-    notes = []
-    labels: dict[Path, Path] = {}
-    for path in found:
-        image = files.image_of(path)
-        if image is not None:
-            labels[image] = path
-    for path in files.ending('.txt'):
+    labels = {image: path for path in found if (image := files.image_of(path)) is not None}
+    for path in sorted(set(files.ending('.txt')) - set(found)):
         numbers = 'label' in str(path.parent).lower() or _is_numbers(files.head(path, 256))
-        if path.name not in _LISTS and path not in found and numbers and files.head(path, 1):
+        if path.name not in _LISTS and numbers and files.head(path, 1):
             faults.add('label files without an image are left out', path)
     rows = {image: list(_rows(files.root / path, faults)) for image, path in labels.items()}
+    classes, notes = _class_names(files, settings), []
     if classes is None:
         ids = [int(row[0]) for some in rows.values() for row in some if 0 <= row[0] < MOST_CLASSES]
         classes = [f'class_{index}' for index in range(max(ids, default=0) + 1)]
         notes.append(NO_NAMES)
     listed = _listed_parts(files, settings)
-    values = _keypoint_values(settings)
-    writers: dict[str, CocoWriter] = {}
+    shape: Any = settings.get('kpt_shape')
+    whole = isinstance(shape, list) and all(isinstance(value, int) for value in shape)
+    keypoints = int(np.prod(shape)) if whole else 0
+    writer = CocoWriter(classes, faults)
     for image, size in image_sizes(files.root, files.images, faults).items():
-        part = listed.get(image) or folder_part(image) or 'train'
-        writer = writers.setdefault(part, CocoWriter(classes, faults))
-        entry = writer.image(image, size)
+        writer.image(image, size, listed.get(image))
         for row in rows.get(image, ()):
             where = f'{labels[image]}: {" ".join(f"{value:g}" for value in row[:5])}'
             with faults.guard(_BAD_LINES, where):
-                _add(writer, entry, row[:5] if len(row) == 5 + values else row)
+                _add(writer, row[:5] if len(row) == 5 + keypoints else row)
     empty = sum(not rows.get(image) for image in files.images)
     if empty:
         notes.append(f'Images without objects, which are background: {empty}.')
-    return finish('YOLO', classes, writers, files.root, notes=notes)
+    return writer.found('YOLO', files.root, notes)
 
 
-def _add(writer: CocoWriter, entry: dict[str, Any], row: np.ndarray) -> None:
+def _add(writer: CocoWriter, row: np.ndarray) -> None:
     """Add the object of a line: `class x y w h [score]`, or `class x y x y x y ...`."""
     label, values = int(row[0]), row[1:]
     if label != row[0] or not 0 <= label < len(writer.classes):
         raise ValueError(f'class {row[0]:g} of {len(writer.classes)}')
     if len(values) < 4 or not np.isfinite(values).all() or np.abs(values[:4]).max() > 2:
         raise ValueError('not a box or polygon in parts of the image size')
-    size = np.array([entry['width'], entry['height']])
+    points = values[: len(values) // 2 * 2].reshape(-1, 2) * writer.size
     if len(values) > 5:
-        points = values[: len(values) // 2 * 2].reshape(-1, 2) * size
-        writer.add(entry, label, polygons=[points.ravel().tolist()])
-        return
-    centre, extent = values[:2] * size, values[2:4] * size
-    writer.add(entry, label, box=[*(centre - extent / 2), *(centre + extent / 2)])
+        writer.add(label, polygons=[points.ravel().tolist()])
+    else:
+        centre, extent = points
+        writer.add(label, box=[*(centre - extent / 2), *(centre + extent / 2)])
 
 
 def _rows(path: Path, faults: Faults) -> Iterator[np.ndarray]:
@@ -100,11 +101,7 @@ def _is_numbers(line: bytes) -> bool:
 
 
 def _settings(files: Files) -> dict[str, Any]:
-    """Return the content of `data.yaml`, empty if there is none, with its folder as `near`.
-
-    Raises:
-        ImageSetError: It cannot be read.
-    """
+    """Return the content of `data.yaml`, empty if there is none, with its folder as `near`."""
     for path in sorted(files.ending('.yaml', '.yml'), key=lambda path: len(path.parts)):
         try:
             content = yaml.safe_load((files.root / path).read_text(encoding='utf-8-sig'))
@@ -120,25 +117,16 @@ def _class_names(files: Files, settings: dict[str, Any]) -> list[str] | None:
     """Return the names of the classes, or None."""
     names = settings.get('names')
     if isinstance(names, dict):
-        numbered = {int(key): str(value) for key, value in names.items() if str(key).isdecimal()}
-        numbered = {key: value for key, value in numbered.items() if key < MOST_CLASSES}
+        whole = {int(key): str(value) for key, value in names.items() if str(key).isdecimal()}
+        numbered = {key: value for key, value in whole.items() if key < MOST_CLASSES}
         count = max(numbered, default=-1) + 1
         return [numbered.get(index, f'class_{index}') for index in range(count)]
     if isinstance(names, list):
         return [str(name) for name in names]
     for path in files.all:
         if path.name in ('classes.txt', 'obj.names'):
-            lines = (files.root / path).read_text(encoding='utf-8-sig').splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return files.lines(path)
     return None
-
-
-def _keypoint_values(settings: dict[str, Any]) -> int:
-    """Return how many numbers of a line are keypoints."""
-    shape = settings.get('kpt_shape')
-    if isinstance(shape, list) and all(isinstance(value, int) for value in shape):
-        return int(np.prod(shape))
-    return 0
 
 
 def _listed_parts(files: Files, settings: dict[str, Any]) -> dict[Path, str]:
@@ -148,13 +136,9 @@ def _listed_parts(files: Files, settings: dict[str, Any]) -> dict[Path, str]:
         entries = settings.get(part) or []
         for entry in [entries] if isinstance(entries, str) else entries:
             place = files.resolve(str(entry), settings['near'])
-            if place is None:
-                continue
-            if place.suffix == '.txt':
-                lines = (files.root / place).read_text(encoding='utf-8-sig').splitlines()
-                named = [files.resolve(line, place.parent) for line in lines if line.strip()]
+            if place is not None and place.suffix == '.txt':
+                named = [files.resolve(line, place.parent) for line in files.lines(place)]
                 parts.update((path, part) for path in named if path is not None)
-            else:
-                inside = [path for path in files.images if place in path.parents]
-                parts.update((path, part) for path in inside)
+            elif place is not None:
+                parts.update((path, part) for path in files.images if place in path.parents)
     return parts

@@ -7,7 +7,7 @@ import pytest
 from mmengine.registry import MODELS, DefaultScope
 
 from swinv2_mm.datasets.checks import ConfiguredData
-from swinv2_mm.datasets.checks.loaders import (
+from swinv2_mm.datasets.checks.settings import (
     check_batches,
     check_epoch_length,
     check_loaders,
