@@ -12,12 +12,15 @@ import difflib
 import glob
 import importlib.util
 import os
+import pkgutil
+import re
 import runpy
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HOME = Path(__file__).resolve().parent
 """The checkout, or the folder that the wheel is installed into."""
@@ -39,16 +42,32 @@ COMMANDS = {
     'benchmark model': 'analysis_tools/benchmark_model.py',
 }
 """Scripts in `tools` by the name of the command; the first line of the docstring of a script describes it."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    '--config': dict(
+        metavar='F', help='config file of a checkpoint that has none inside or beside it'
+    ),
+    '--trust-checkpoint': dict(
+        action='store_true',
+        help='accept checkpoints as they are, with code to run or NaN weights: only for files that you trust',
+    ),
+    '--device': dict(
+        default='auto',
+        metavar='DEV',
+        help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
+    ),
+    '--launcher': dict(
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes were started; the scripts dist_*.sh and slurm_*.sh set it',
+    ),
+}
+"""Options that several scripts have."""
 EXIT_SETUP = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    Args:
-        argv: The command and its arguments; default: those of this process.
-    """
+    """Run a command, by default the one of this process, and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ('-h', '--help', 'help'):
         print(_overview())
@@ -83,62 +102,30 @@ def make_parser(description: str | None, epilog: str | None = None) -> argparse.
     )
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--device`."""
-    parser.add_argument(
-        '--device',
-        default='auto',
-        metavar='DEV',
-        help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
-    )
+def add_options(parser: argparse.ArgumentParser, *names: str, example: str = '') -> None:
+    """Add keys of `OPTIONS`, and `--cfg-options` if there is an example of its use."""
+    for name in names:
+        parser.add_argument(name, **OPTIONS[name])
+    if example:
+        parser.add_argument(
+            '--cfg-options',
+            nargs='+',
+            default=[],
+            metavar='KEY=VALUE',
+            help=f'override the config, e.g. {example}',
+        )
 
 
-def add_launcher(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--launcher`."""
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes were started; the scripts dist_*.sh and slurm_*.sh set it',
-    )
-
-
-def add_config(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--config` of commands that take a trained model."""
-    parser.add_argument(
-        '--config',
-        metavar='F',
-        help='config file of a checkpoint that has none inside or beside it',
-    )
-
-
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the option `--trust-checkpoint`."""
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='accept checkpoints as they are, with code to run or NaN weights: only for files that you trust',
-    )
-
-
-def add_cfg_options(parser: argparse.ArgumentParser, example: str) -> None:
-    """Add the option `--cfg-options`."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help=f'override the config, e.g. {example}',
-    )
+def image_size(text: str) -> tuple[int, int]:
+    """Read `HxW`."""
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH in pixels, e.g. 512x768')
+    return int(match[1]), int(match[2])
 
 
 def require_paths(what: str, *names: str | None) -> None:
-    """Leave with exit code 2 and a sentence if an input is missing, before torch is imported, which takes seconds.
-
-    Args:
-        what: What the inputs are, for the message: `'input'`, `'checkpoint'`, ...
-        names: Files, folders, patterns or URLs; None is passed over.
-    """
+    """Leave with exit code 2 and a sentence if a file, folder or pattern is missing, before torch is imported."""
     for name in filter(None, names):
         folder, last = os.path.split(name)
         path = folder or '.' if last == 'last_checkpoint' else name  # which means its folder
@@ -151,23 +138,44 @@ def require_paths(what: str, *names: str | None) -> None:
 
 
 def require_config(name: str | None) -> None:
-    """Do the same for a config: a file, with or without `.py`, or the name of one that comes with the package."""
-    if name is None:
-        return
+    """Do the same for a config; see `find_config`."""
+    if name is not None:
+        try:
+            find_config(name)
+        except FileNotFoundError as missing:
+            sys.exit(_refuse(str(missing)))
+
+
+def find_config(name: str) -> str:
+    """Return the path of a config: a file, or the name of one that comes with the package; `.py` may be left out.
+
+    Raises:
+        FileNotFoundError: There is no such config; the message names similar ones.
+    """
     stem = name.removesuffix('.py')
-    configs = (TOOLS.parent / 'configs').rglob('*.py')
-    shipped = [file.stem for file in configs if '_base_' not in file.parts]
-    if not (os.path.isfile(name) or os.path.isfile(f'{stem}.py') or Path(stem).name in shipped):
-        own = [file.stem for file in Path(name).parent.glob('*.py')]
-        sys.exit(_refuse(_missing('config', name, [*shipped, *own])))
+    for path in (name, f'{stem}.py'):
+        if os.path.isfile(path):
+            return path
+    configs = TOOLS.parent / 'configs'
+    known = [file for file in sorted(configs.rglob('*.py')) if '_base_' not in file.parts]
+    end = f'/{stem.removeprefix("configs/")}.py'
+    found = [
+        str(file) for file in known if f'/{file.relative_to(configs).as_posix()}'.endswith(end)
+    ]
+    if len(found) == 1:
+        return found[0]
+    near = [file.stem for file in (*known, *Path(name).parent.glob('*.py'))]
+    raise FileNotFoundError(_missing('config', name, near))
+
+
+def run(function: str, args: argparse.Namespace) -> int:
+    """Call a function such as `'swinv2_mm.apis.web:web'` with the arguments, on the CPU unless they have a device."""
+    prepare_process(getattr(args, 'device', 'cpu'))
+    return int(pkgutil.resolve_name(function)(**vars(args)))
 
 
 def prepare_process(device: str = 'auto') -> None:
-    """Set what torch reads as it is loaded, and let Ctrl-C end the process. Call it before torch is imported.
-
-    Args:
-        device: With `'cpu'`, GPUs are hidden.
-    """
+    """Set what torch reads as it is loaded, without GPUs for `'cpu'`, and let Ctrl-C end the process."""
     # Threads that wait by spinning for long are several times slower as soon as they share their cores with other
     # work; threads that sleep at once lose a fifth on idle cores. A short spin is good at both.
     if 'OMP_WAIT_POLICY' not in os.environ:

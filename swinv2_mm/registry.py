@@ -14,46 +14,26 @@ import importlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mmengine.registry import DATASETS as ROOT_DATASETS
-from mmengine.registry import HOOKS as ROOT_HOOKS
-from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
-from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
-from mmengine.registry import VISBACKENDS as ROOT_VISBACKENDS
-from mmengine.registry import Registry
+from mmengine import registry
 
 BACKBONES = ('SwinTransformerV2', 'SwinTransformerV2CR')
-MODELS = Registry('model', parent=ROOT_MODELS, scope='swinv2_mm', locations=['swinv2_mm.models'])
-DATASETS = Registry(
-    'dataset',
-    parent=ROOT_DATASETS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.datasets.classification'],
+
+
+def _child(parent: registry.Registry, *modules: str) -> registry.Registry:
+    locations = [f'swinv2_mm.{module}' for module in modules]
+    return registry.Registry(parent.name, parent=parent, scope='swinv2_mm', locations=locations)
+
+
+MODELS = _child(registry.MODELS, 'models')
+DATASETS = _child(registry.DATASETS, 'datasets.classification')
+TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.multiband')
+HOOKS = _child(
+    registry.HOOKS,
+    *('engine.hooks', 'engine.bad_samples', 'engine.checkpoint_hook', 'engine.curves'),
+    *('engine.interrupts', 'engine.resume', 'apis.side_by_side'),
 )
-TRANSFORMS = Registry(
-    'transform',
-    parent=ROOT_TRANSFORMS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.datasets.multiband'],
-)
-HOOKS = Registry(
-    'hook',
-    parent=ROOT_HOOKS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.engine.hooks', 'swinv2_mm.apis.sample_pictures'],
-)
-VISBACKENDS = Registry(
-    'vis_backend',
-    parent=ROOT_VISBACKENDS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.engine.curves'],
-)
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper',
-    parent=ROOT_OPTIM_WRAPPERS,
-    scope='swinv2_mm',
-    locations=['swinv2_mm.engine.autocast'],
-)
+VISBACKENDS = _child(registry.VISBACKENDS, 'engine.curves')
+OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'engine.runner')
 
 T = TypeVar('T', bound=type)
 
@@ -69,13 +49,13 @@ def _importing(name: str) -> Callable[..., Any]:
 
 
 for _name in BACKBONES:
-    if _name not in ROOT_MODELS.module_dict:  # keep existing entries
-        ROOT_MODELS.register_module(name=_name, module=_importing(_name))
+    if _name not in registry.MODELS.module_dict:  # keep existing entries
+        registry.MODELS.register_module(name=_name, module=_importing(_name))
 
 
 def register_everywhere(cls: T) -> T:
     """Register the class `cls` under its name, with and without the `swinv2_mm.` prefix (decorator)."""
     MODELS.register_module(module=cls)
-    if ROOT_MODELS.module_dict[cls.__name__].__module__ == __name__:
-        ROOT_MODELS.register_module(module=cls, force=True)
+    if registry.MODELS.module_dict[cls.__name__].__module__ == __name__:
+        registry.MODELS.register_module(module=cls, force=True)
     return cls

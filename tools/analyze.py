@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import (
-    add_cfg_options,
-    add_config,
-    add_device,
-    add_trust,
-    make_parser,
-    prepare_process,
-    require_config,
-    require_paths,
-)
+from swinv2_mm_cli import add_options, make_parser, require_config, require_paths, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__)
     parser.add_argument('model', help='work directory, checkpoint, or URL of a checkpoint')
-    add_config(parser)
+    add_options(parser, '--config')
     parser.add_argument(
         '--split',
         choices=['val', 'test'],
@@ -50,22 +40,12 @@ def parse_args() -> argparse.Namespace:
         metavar='N',
         help='number of images to show (default: 12)',
     )
-    add_trust(parser)
-    add_device(parser)
-    add_cfg_options(parser, 'test_dataloader.batch_size=4')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(parser, '--trust-checkpoint', '--device', example='test_dataloader.batch_size=4')
+    args = parser.parse_args()
     require_paths('checkpoint', args.model)
     require_paths('file of results', args.results)
     require_config(args.config)
-    prepare_process(args.device)
-    from swinv2_mm.apis.analyze import analyze
-
-    return analyze(**vars(args))
+    return run('swinv2_mm.apis.analyze:analyze', args)
 
 
 if __name__ == '__main__':

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import add_cfg_options, make_parser, prepare_process, require_config
+from swinv2_mm_cli import add_options, make_parser, require_config, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__, 'Exit code 0, or 2 if training would suffer.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -36,18 +35,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--show-dir', metavar='D', help='draw samples of each part with their annotations into D'
     )
-    add_cfg_options(parser, 'data_root=data/mine/')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(parser, example='data_root=data/mine/')
+    args = parser.parse_args()
     require_config(args.config)
-    prepare_process('cpu')
-    from swinv2_mm.engine.data_report import report
-
-    return report(**vars(args))
+    return run('swinv2_mm.apis.data_report:report', args)
 
 
 if __name__ == '__main__':

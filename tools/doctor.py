@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -12,16 +11,11 @@ from typing import Any
 from swinv2_mm_cli import HOME, load_file, make_parser, prepare_process
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
-    parser = make_parser(__doc__, 'Exit code 0, or 2 if something is broken.')
-    parser.add_argument('--json', action='store_true', help='print the report as JSON')
-    return parser.parse_args()
-
-
 def main() -> int:
     """Run the tool and return its exit code."""
-    args = parse_args()
+    parser = make_parser(__doc__, 'Exit code 0, or 2 if something is broken.')
+    parser.add_argument('--json', action='store_true', help='print the report as JSON')
+    args = parser.parse_args()
     prepare_process()
     # By its path: the package itself may be what cannot be imported.
     report = load_file(HOME / 'swinv2_mm' / 'apis' / 'doctor.py').examine()

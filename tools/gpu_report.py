@@ -20,8 +20,16 @@ NEEDED = (
 )
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        print(
+            f'{sys.executable} lacks {", ".join(missing)}: take an environment that has them, such as the one that '
+            '`make test` creates, or see "A machine without network" in docs/gpu.md',
+            file=sys.stderr,
+        )
+        return 2
     from benchmarks.gpu.part import PARTS
 
     parser = argparse.ArgumentParser(
@@ -51,23 +59,9 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.docs and not args.tables:
         parser.error('--docs needs --tables')
-    return args
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    missing = [name for name in NEEDED if find_spec(name) is None]
-    if missing:
-        print(
-            f'{sys.executable} lacks {", ".join(missing)}: take an environment that has them, such as the one that '
-            '`make test` creates, or see "A machine without network" in docs/gpu.md',
-            file=sys.stderr,
-        )
-        return 2
     from benchmarks.gpu.report import run_report, show_tables
     from benchmarks.tool import run_tool
 
-    args = parse_args()
     if args.tables is None:
         return run_tool(lambda: run_report(args))
     return run_tool(lambda: show_tables(args.tables, args.docs))

@@ -6,23 +6,7 @@ import argparse
 import re
 import sys
 
-from swinv2_mm_cli import (
-    add_cfg_options,
-    add_config,
-    add_device,
-    add_trust,
-    make_parser,
-    prepare_process,
-    require_paths,
-)
-
-
-def size(text: str) -> tuple[int, int]:
-    """Read `HxW`."""
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH in pixels, e.g. 512x768')
-    return int(match[1]), int(match[2])
+from swinv2_mm_cli import add_options, image_size, make_parser, require_paths, run
 
 
 def point(text: str) -> tuple[int, int]:
@@ -33,8 +17,8 @@ def point(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__)
     parser.add_argument('model', help='config, work directory, checkpoint, or URL of a checkpoint')
     parser.add_argument(
@@ -42,7 +26,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--size',
-        type=size,
+        type=image_size,
         metavar='HxW',
         help='size of the input that FLOPs are counted for (default: of the image or the test pipeline)',
     )
@@ -56,21 +40,16 @@ def parse_args() -> argparse.Namespace:
         '--out', default='inspection', metavar='D', help='folder of pictures (default: inspection)'
     )
     parser.add_argument('--json', dest='json_file', metavar='F', help='write the table as json')
-    add_config(parser)
-    add_trust(parser)
-    add_device(parser)
-    add_cfg_options(parser, 'model.backbone.window_size=16')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(
+        parser,
+        '--config',
+        '--trust-checkpoint',
+        '--device',
+        example='model.backbone.window_size=16',
+    )
+    args = parser.parse_args()
     require_paths('image', args.image)
-    prepare_process(args.device)
-    from swinv2_mm.apis.inspection import inspect_model
-
-    return inspect_model(**vars(args))
+    return run('swinv2_mm.apis.complexity:inspect_model', args)
 
 
 if __name__ == '__main__':

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import make_parser, prepare_process, require_paths
+from swinv2_mm_cli import make_parser, require_paths, run
 
 
 def _share(text: str) -> float:
@@ -19,8 +18,8 @@ def _share(text: str) -> float:
 _share.__name__ = 'share between 0 and 1'
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(
         __doc__, 'Exit code 0, or 2 if nothing was written or training on the data would suffer.'
     )
@@ -47,17 +46,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--force', action='store_true', help='overwrite what an earlier call has written'
     )
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    args = parser.parse_args()
     require_paths('folder', args.folder)
-    prepare_process('cpu')
-    from swinv2_mm.apis.new_config import new_config
-
-    return new_config(**vars(args))
+    return run('swinv2_mm.apis.new_config:new_config', args)
 
 
 if __name__ == '__main__':

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import (
-    add_cfg_options,
-    add_config,
-    add_device,
-    add_trust,
-    make_parser,
-    prepare_process,
-    require_config,
-    require_paths,
-)
+from swinv2_mm_cli import add_options, make_parser, require_config, require_paths, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__)
     parser.add_argument(
         'inputs',
@@ -29,7 +19,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--model', required=True, help='work directory, checkpoint, or URL of a checkpoint'
     )
-    add_config(parser)
+    add_options(parser, '--config')
     parser.add_argument(
         '--out',
         default='predictions',
@@ -57,23 +47,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--no-pictures', dest='pictures', action='store_false', help='write no pictures and videos'
     )
-    add_trust(parser)
-    add_device(parser)
-    add_cfg_options(parser, 'model.test_cfg.rcnn.nms.iou_threshold=0.6')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(
+        parser,
+        '--trust-checkpoint',
+        '--device',
+        example='model.test_cfg.rcnn.nms.iou_threshold=0.6',
+    )
+    args = parser.parse_args()
     # A number is a camera.
     require_paths('input', *(given for given in args.inputs if not given.isdecimal()))
     require_paths('checkpoint', args.model)
     require_config(args.config)
-    prepare_process(args.device)
-    from swinv2_mm.apis.predict import predict
-
-    return predict(**vars(args))
+    return run('swinv2_mm.apis.predict:predict', args)
 
 
 if __name__ == '__main__':

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import (
-    add_cfg_options,
-    add_device,
-    add_launcher,
-    add_trust,
-    make_parser,
-    prepare_process,
-    require_config,
-    require_paths,
-)
+from swinv2_mm_cli import add_options, make_parser, require_config, require_paths, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -40,23 +30,18 @@ def parse_args() -> argparse.Namespace:
         help='draw ground truth and prediction, one PNG per image: side by side, or in words for classification',
     )
     parser.add_argument('--show-max', type=int, metavar='N', help='draw the first N images only')
-    add_trust(parser)
-    add_device(parser)
-    add_launcher(parser)
-    add_cfg_options(parser, 'test_dataloader.batch_size=4')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(
+        parser,
+        '--trust-checkpoint',
+        '--device',
+        '--launcher',
+        example='test_dataloader.batch_size=4',
+    )
+    args = parser.parse_args()
     if args.launcher == 'none':  # otherwise the first process reports for all
         require_config(args.config)
         require_paths('checkpoint', args.checkpoint)
-    prepare_process(args.device)
-    from swinv2_mm.engine.launch import evaluate
-
-    return evaluate(**vars(args))
+    return run('swinv2_mm.engine.launch:evaluate', args)
 
 
 if __name__ == '__main__':

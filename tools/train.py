@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from swinv2_mm_cli import (
-    add_cfg_options,
-    add_device,
-    add_launcher,
-    add_trust,
-    make_parser,
-    prepare_process,
-    require_config,
-)
+from swinv2_mm_cli import add_options, make_parser, require_config, run
 
 
-def parse_args() -> argparse.Namespace:
-    """Read the command line."""
+def main() -> int:
+    """Run the tool and return its exit code."""
     parser = make_parser(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument(
@@ -47,22 +38,17 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='start from scratch where the config starts from pre-trained weights',
     )
-    add_trust(parser)
-    add_device(parser)
-    add_launcher(parser)
-    add_cfg_options(parser, 'train_dataloader.batch_size=4 model.backbone.with_cp=True')
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run the tool and return its exit code."""
-    args = parse_args()
+    add_options(
+        parser,
+        '--trust-checkpoint',
+        '--device',
+        '--launcher',
+        example='train_dataloader.batch_size=4 model.backbone.with_cp=True',
+    )
+    args = parser.parse_args()
     if args.launcher == 'none':  # otherwise the first process reports for all
         require_config(args.config)
-    prepare_process(args.device)
-    from swinv2_mm.engine.launch import train
-
-    return train(**vars(args))
+    return run('swinv2_mm.engine.launch:train', args)
 
 
 if __name__ == '__main__':

@@ -16,8 +16,8 @@ from benchmarks.processes import ROOT
 from benchmarks.results import Results, median
 from swinv2_mm.datasets import generate_shapes
 from swinv2_mm.engine.config import load_config
+from swinv2_mm.engine.hooks import METRICS_FILE
 from swinv2_mm.engine.launch import train
-from swinv2_mm.engine.metrics import METRICS_FILE
 
 _TRIAL, _QUICK_TRIAL = 20, 2  # iterations of the run that measures the iteration time
 _SHARE = 0.8  # planned share of the remaining time

@@ -5,7 +5,7 @@
 # another library's tools/train.py needs to run these configs.
 custom_imports = dict(imports=['swinv2_mm'], allow_failed_imports=False)
 
-# See swinv2_mm.engine.hooks.
+# See swinv2_mm.engine.
 default_hooks = dict(
     bad_samples=dict(type='swinv2_mm.BadSampleHook'),
     batch_size=dict(type='swinv2_mm.BatchSizeHook'),
@@ -19,6 +19,7 @@ default_hooks = dict(
     metrics_file=dict(type='swinv2_mm.MetricsFileHook'),
     resume_state=dict(type='swinv2_mm.ResumeStateHook'),
     sample_pictures=dict(type='swinv2_mm.SamplePicturesHook'),
+    winograd=dict(type='swinv2_mm.WinogradHook'),
 )
 
 # Heads are written with BN. A distributed Runner turns every BN into SyncBN, on one device it stays

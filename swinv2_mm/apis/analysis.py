@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,13 @@ import mmcv
 import numpy as np
 import torch
 from mmengine.structures import InstanceData
+from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from swinv2_mm.apis.pictures import import_supervision
-from swinv2_mm.apis.results import Categories
-from swinv2_mm.apis.side_by_side import categories_of, side_by_side
+from swinv2_mm.apis.results import Categories, categories_of
+from swinv2_mm.apis.side_by_side import side_by_side
+from swinv2_mm.engine.console import quiet
 from swinv2_mm.engine.errors import SetupError
 
 IOU = 0.5
@@ -34,13 +33,6 @@ class Analysis:
         worst: Number of images to keep.
         background: Whether the matrix has a last row and column for what is no object.
         score_thr: Score from which objects are drawn.
-
-    Attributes:
-        matrix: Counts `(true, predicted)`: objects, pixels or images.
-        images: Name and score of each image, from 0 to 1.
-        worst: Number, name, score and picture of the worst images.
-        columns: More numbers per class: values by class, by name.
-        curves: Precision at 101 recalls by class, for a detector.
     """
 
     def __init__(
@@ -62,14 +54,9 @@ class Analysis:
         return [*self.categories.names, *(['background'] if self.background else [])]
 
     def add(self, matrix: np.ndarray, score: float, name: str, sample: Any, picture: Any) -> None:
-        """Add one image.
+        """Add the counts of one image, and its score from 0 to 1.
 
-        Args:
-            matrix: Its counts.
-            score: From 0 to 1; the lowest are the worst.
-            name: Its name.
-            sample: A data sample with ground truth and prediction, or a function that returns it.
-            picture: Returns the picture `(H, W, 3)` in BGR.
+        `sample` has ground truth and prediction, or is a function that returns it; `picture` returns the image in BGR.
         """
         self.matrix += matrix
         self.images.append((name, score))
@@ -135,18 +122,12 @@ def analyze_objects(
 ) -> Analysis:
     """Return the analysis of COCO results; an image is scored by the F1 of its objects.
 
-    Args:
-        ann_file: COCO json with annotations.
-        results: COCO json with results, as `tools/test.py --out` writes it.
-        folder: Folder of the images.
-        meta: `classes` of the data set, those of the file by default, and `palette`.
-        score_thr: Score from which objects count in the matrix.
-        worst: Number of images to keep.
-
-    Raises:
-        SetupError: If a file cannot be read, or they do not belong together.
+    `ann_file` and `results` are COCO jsons, `meta` has `classes` of the data set, those of the file by default, and
+    `palette`. Objects count in the matrix from `score_thr` on.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
+    import supervision
+
+    with quiet():
         try:
             truth = COCO(ann_file)
             found = truth.loadRes(results)
@@ -154,11 +135,13 @@ def analyze_objects(
             raise SetupError(f'{results} has no objects.') from error
         except (OSError, ValueError, KeyError, AssertionError, TypeError) as error:
             raise SetupError(f'{results} are no COCO results for {ann_file}: {error}.') from error
+    if not truth.anns:
+        raise SetupError(f'{ann_file} has no annotations: there is nothing to compare with.')
     by_name = {item['name']: item['id'] for item in truth.dataset['categories']}
     classes = [name for name in meta['classes'] or by_name if name in by_name]
     ids = [by_name[name] for name in classes]
     analysis = Analysis(categories_of({**meta, 'classes': classes}), worst, True, score_thr)
-    evaluate = import_supervision().ConfusionMatrix.evaluate_detection_batch
+    evaluate = supervision.ConfusionMatrix.evaluate_detection_batch
     for image_id in truth.getImgIds():
         image = truth.imgs[image_id]
         given = truth.loadAnns(truth.getAnnIds([image_id], ids))
@@ -186,7 +169,7 @@ def _add_precision(analysis: Analysis, truth: Any, found: Any, ids: list[int]) -
     if not all(item.get('segmentation') for item in truth.dataset['annotations']):
         kinds = ['bbox']
     for kind in kinds:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with quiet():
             coco = COCOeval(truth, found, kind)
             coco.params.catIds = ids
             coco.params.useCats = 1
@@ -219,12 +202,7 @@ def _rows(items: list[Any], ids: list[int]) -> np.ndarray:
 
 def _inside(box: list[float], crowds: list[list[float]]) -> bool:
     """Return whether half of a box lies in the box of a crowd."""
-    x, y, w, h = box
-    return any(
-        max(0.0, min(x + w, cx + cw) - max(x, cx)) * max(0.0, min(y + h, cy + ch) - max(y, cy))
-        >= IOU * w * h
-        for cx, cy, cw, ch in crowds
-    )
+    return bool(crowds) and coco_masks.iou([box], crowds, [1] * len(crowds)).max() >= IOU
 
 
 def _sample(truth: Any, given: Any, predicted: Any, ids: list[int], image: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,7 @@ from yapf.yapflib.yapf_api import FormatCode
 
 from swinv2_mm import shipped
 from swinv2_mm.apis import choices
-from swinv2_mm.apis.choices import Choice
-from swinv2_mm.apis.model_parts import METHODS, Name, backbone_of, code, model_lines
+from swinv2_mm.apis.choices import METHODS, Choice, Name, backbone_of, code, model_lines
 
 
 @dataclass
@@ -21,8 +21,6 @@ class Data:
     """What a config says of its data.
 
     Attributes:
-        root: The folder.
-        classes: Names of the classes.
         parts: Arguments of the data sets for training, validation and test.
         images: Number of training images.
         sizes: `(n, 2)` widths and heights of training images.
@@ -44,14 +42,7 @@ class Data:
 
 
 def write_text(method_name: str, size: str, data: Data, title: str) -> str:
-    """Return the text of the config of a model for data that fit it.
-
-    Args:
-        method_name: A key of `METHODS`.
-        size: One of `SIZES`.
-        data: The data.
-        title: A comment for the first lines.
-    """
+    """Return the text of the config of a model for data that fit it, with a comment at the top."""
     method = METHODS[method_name]
     nano = size == 'nano'
     rate = Config.fromfile(shipped.config(method.rates['nano' if nano else 't']))
@@ -95,7 +86,7 @@ def _detector(method_name: str, size: str, data: Data) -> tuple[list[str], int, 
         model['type'], model['data_preprocessor'] = 'FasterRCNN', dict(pad_mask=False)
     lines = []
     if anchors:
-        generator = dict(scales=list(anchors.value[0]), ratios=list(anchors.value[1]))  # type: ignore[call-overload]
+        generator = dict(scales=list(anchors.value[0]), ratios=list(anchors.value[1]))
         lines = [f'# {anchors.reason}', f'anchors = {code(generator)}']
         model['rpn_head'] = dict(anchor_generator=Name('anchors'))
     lines += _band_lines(data, model)
@@ -135,7 +126,7 @@ def _detector(method_name: str, size: str, data: Data) -> tuple[list[str], int, 
         same = part == 'test' and data.parts['test'] == data.parts['val']
         value = 'val_evaluator' if same else code(dict(ann_file=file, metric=metric))
         lines.append(f'{part}_evaluator = {value}')
-    return lines, int(batch.value[0]), 'coco/segm_mAP' if masks else 'coco/bbox_mAP'
+    return lines, batch.value, 'coco/segm_mAP' if masks else 'coco/bbox_mAP'
 
 
 def _segmentor(method_name: str, size: str, data: Data) -> tuple[list[str], int, str]:
@@ -178,7 +169,7 @@ def _segmentor(method_name: str, size: str, data: Data) -> tuple[list[str], int,
     common = dict(
         type='BaseSegDataset', metainfo=dict(classes=Name('classes')), reduce_zero_label=False
     )
-    return lines + _loader_lines(data, pipelines, common, {}), int(batch.value[0]), 'mIoU'
+    return lines + _loader_lines(data, pipelines, common, {}), batch.value, 'mIoU'
 
 
 def _load(data: Data) -> Any:
@@ -204,7 +195,7 @@ def _classifier(method_name: str, size: str, data: Data) -> tuple[list[str], int
     """Do the same for a classifier."""
     side = float(np.median(data.sizes.min(axis=1)))
     pixels = next(value for value in (256, 128, 64, 32) if side >= 0.6 * value or value == 32)
-    batch = Choice((min(32, max(4, data.images // 8)),), 'Small sets need many steps.')
+    batch = Choice(min(32, max(4, data.images // 8)), 'Small sets need many steps.')
     model = backbone_of(size, dict(head=3))
     count = len(data.classes)
     model['head'] = {**model.get('head', {}), 'num_classes': count}
@@ -233,18 +224,18 @@ def _classifier(method_name: str, size: str, data: Data) -> tuple[list[str], int
     lines += _loader_lines(data, pipelines, common, extra)
     topk = (1, 5) if count > 5 else (1,)
     lines += [f'val_evaluator = dict(topk={topk})', 'test_evaluator = val_evaluator']
-    return lines, int(batch.value[0]), 'accuracy/top1'
+    return lines, batch.value, 'accuracy/top1'
 
 
 def _batch_lines(batch: Choice) -> list[str]:
-    return [f'# {batch.reason}', f'batch_size = {batch.value[0]}']
+    return [f'# {batch.reason}', f'batch_size = {batch.value}']
 
 
 def _loader_lines(
     data: Data, pipelines: tuple[Any, Any], common: dict[str, Any], extra: dict[str, Any]
 ) -> list[str]:
     """Return the lines on pipelines and data loaders."""
-    workers = choices.count_workers()
+    workers = max(1, min(4, (os.cpu_count() or 1) // 2))
     lines = ['']
     for name, pipeline in zip(('train', 'test'), pipelines):
         lines.append(f'{name}_pipeline = {code(pipeline)}')
@@ -271,7 +262,7 @@ def _schedule(images: int, batch: int, shipped_config: Config, best: str) -> lis
     length = choices.choose_length(images, batch)
     of_batch = shipped_config.auto_scale_lr.base_batch_size
     rate = choices.choose_rate(shipped_config.optim_wrapper.optimizer.lr, of_batch, batch)
-    iters = int(length.value[0])
+    iters = length.value
     interval, warmup = iters // 10, min(500, iters // 10)
     decay = shipped_config.optim_wrapper.optimizer.weight_decay
     text = _SCHEDULE.format(
@@ -279,7 +270,7 @@ def _schedule(images: int, batch: int, shipped_config: Config, best: str) -> lis
         iters=iters,
         interval=interval,
         rate=rate.reason,
-        optimizer=code(dict(lr=rate.value[0], weight_decay=decay)),
+        optimizer=code(dict(lr=rate.value, weight_decay=decay)),
         warmup=warmup,
         log=min(50, iters // 100),
         best=best,

@@ -47,16 +47,6 @@ EXTRAS = {
     'web': {'gradio': 'gradio'},
 }
 """The optional dependencies of `pyproject.toml`: packages, and what pip calls them."""
-OPERATORS = {
-    'nms': "torchvision's kernels",
-    'roi_align': "torchvision's kernels",
-    'deform_conv': "torchvision's kernels",
-    'deform_attn': "torch's operators",
-    'focal_loss': "torch's operators",
-    'softnms': "torch's operators, on the CPU",
-    'info': 'Python',
-}
-"""What the operators of each module of `swinv2_mm.ops.mmcv_ext` run on."""
 _ALSO = ('timm', 'triton', 'transformers')
 _LIGHT = "pip install --force-reinstall --no-deps onedl-mmcv, whose operators run on torchvision's kernels"
 _REMEDIES = {
@@ -266,7 +256,7 @@ def _operators() -> dict[str, Any]:
         supported = {name: runs for name in sorted(names) if hasattr(_ext, name)}
     else:
         provided = mmcv_ext._PROVIDERS
-        supported = {name: OPERATORS[provided[name]] for name in sorted(names & set(provided))}
+        supported = {name: provided[name] for name in sorted(names & set(provided))}
     return dict(compiled=compiled, supported=supported, missing=sorted(names - set(supported)))
 
 

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from swinv2_mm.apis import export_check as check
-from swinv2_mm.apis.export_detector import ExportedDetector
+from swinv2_mm.apis import export_files as check
 from swinv2_mm.apis.export_files import files_of, quantize, write
 from swinv2_mm.apis.export_graphs import (
     ExportedBackbone,
     ExportedClassifier,
+    ExportedDetector,
     ExportedModel,
     ExportedSegmentor,
 )
 from swinv2_mm.apis.models import load_model
 from swinv2_mm.engine.console import say, warn
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.evaluation import tested_data
 from swinv2_mm.engine.launch import EXIT_OK, guarded
 
 SUFFIXES = {'onnx': '.onnx', 'openvino': '.xml', 'torchscript': '.ts', 'torch': '.pt2'}
@@ -68,17 +69,7 @@ def export_model(
 ) -> int:
     """Export a trained model, write a json beside it, and compare the file with PyTorch.
 
-    Args:
-        model: A work directory or a checkpoint.
-        to: `'onnx'`, `'openvino'`, `'torchscript'` or `'torch'` (a program of torch.export).
-        part: `'model'` for the whole model, `'backbone'` for its feature maps.
-        precision: `'fp32'`, `'fp16'`, `'bf16'` or `'int8'`; which of them depends on `to`.
-        size: Height and width of the images; `None` for any size and batch.
-        out: The file; default: beside the checkpoint.
-        evaluate: Whether to measure the validation set of the config before and after; always for int8.
-        config: The config file of a checkpoint without one.
-        trust_checkpoint: Accept the checkpoint as it is, with code to run.
-        cfg_options: Strings `KEY=VALUE` that override the config.
+    The arguments are the options of `tools/export.py`; `size` is height and width, None for any size and batch.
 
     Returns:
         The exit code: 0, 1 after a crash, 2 if something outside is wrong or the file differs too much.
@@ -120,11 +111,7 @@ def export_model(
 
 
 def require_possible(to: str, part: str, precision: str, size: Any, evaluate: bool) -> None:
-    """Check that these options work together and the packages are there.
-
-    Raises:
-        SetupError: If not.
-    """
+    """Check that these options work together and the packages are there."""
     if precision not in PRECISIONS[to]:
         raise SetupError(f'--to {to} --precision {precision}: {_WHY_NOT[precision]}.')
     if to == 'torch' and size is None:
@@ -150,11 +137,7 @@ def require_possible(to: str, part: str, precision: str, size: Any, evaluate: bo
 
 
 def kind_of(model: Any) -> str:
-    """Return `'detector'`, `'segmentor'` or `'classifier'`.
-
-    Raises:
-        SetupError: If the model is of another kind.
-    """
+    """Return `'detector'`, `'segmentor'` or `'classifier'`."""
     if model.cfg.default_scope == 'mmdet':
         return 'detector'
     kinds = {'EncoderDecoder': 'segmentor', 'ImageClassifier': 'classifier'}
@@ -182,14 +165,7 @@ def build_graph(model: nn.Module, kind: str, dtype: torch.dtype = torch.float32)
 def compare(
     model: Any, graph: ExportedModel, kind: str, run: check.Run, images: Any, precision: str
 ) -> float:
-    """Compare the file with PyTorch at several sizes, and for any size on a batch.
-
-    Returns:
-        The largest difference of maps, or the share of boxes that differ.
-
-    Raises:
-        SetupError: If it is above the tolerance.
-    """
+    """Return the largest difference of maps between file and PyTorch, or the share of boxes that differ."""
     most, iou, score, share = TOLERANCES[precision]
     worst, boxes, apart = 0.0, 0, 0
     for image in images:
@@ -223,11 +199,7 @@ def compare(
 def measure(
     model: Any, graph: ExportedModel, run: check.Run, precision: str
 ) -> dict[str, dict[str, float]]:
-    """Measure PyTorch and the file on the validation set.
-
-    Raises:
-        SetupError: If the file loses more than its precision may.
-    """
+    """Measure PyTorch and the file on the validation set."""
     found = {}
     for name, runner in (('pytorch', None), ('exported', run)):
         metrics = check.measure(model.cfg, check.Measured(model, runner, graph))
@@ -249,8 +221,7 @@ def describe(
     model: Any, graph: ExportedModel, kind: str, to: str, precision: str, size: Any
 ) -> dict[str, Any]:
     """Return the content of the json beside the file: what a program needs to use it."""
-    loader = model.cfg.get('test_dataloader') or model.cfg.get('val_dataloader') or {}
-    steps = (loader.get('dataset') or {}).get('pipeline') or []
+    steps = tested_data(model.cfg).get('pipeline') or []
     resize = next((step for step in steps if step.get('type') == 'Resize'), None)
     given = model.data_preprocessor
     values = {name: getattr(given, name).flatten().tolist() for name in ('mean', 'std')} if (

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from swinv2_mm.engine.errors import SetupError
 
@@ -24,15 +26,13 @@ _LARGEST_DOWNLOAD = 100 << 20
 _TIMEOUT = 30.0
 
 
+class ImageError(SetupError, ValueError):
+    """An image cannot be read or prepared; the message names it."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """An image, or a video or camera, and the name of what is written for it.
-
-    Args:
-        location: A path, an address, or the number of a camera.
-        name: Relative path of the outputs, without suffix.
-        video: Whether it has frames.
-    """
+    """An image by path or address, or a video or camera, and the path of its outputs without suffix."""
 
     location: str | int
     name: Path
@@ -40,15 +40,7 @@ class Source:
 
 
 def find_sources(inputs: Sequence[str], outputs: Path) -> list[Source]:
-    """Return what the inputs mean: folders with what is below them, each location once.
-
-    Args:
-        inputs: Files, folders, patterns such as `photos/*.jpg`, addresses, numbers of cameras.
-        outputs: Folder of the outputs, which is not searched below an input folder.
-
-    Raises:
-        SetupError: If an input does not exist, or no image or video is in it.
-    """
+    """Return what the inputs mean, each location once: what is below folders, except the folder of the outputs."""
     found: dict[str | int, Source] = {}
     for given in inputs:
         for source in _find(given, outputs.resolve()):
@@ -62,8 +54,6 @@ def _find(given: str, outputs: Path) -> list[Source]:
         parts = urlparse(given)
         frames = parts.scheme not in ('http', 'https') or _is_video(Path(parts.path))
         return [Source(given, Path(Path(parts.path).stem or parts.netloc), frames)]
-    if path.is_file():
-        return [Source(given, Path(path.stem), _is_video(path))]
     if given.isdecimal() and not path.exists():
         return [Source(int(given), Path(f'camera{given}'), True)]
     if path.is_dir():
@@ -76,19 +66,17 @@ def _find(given: str, outputs: Path) -> list[Source]:
             and not any(part.startswith('.') for part in file.relative_to(path).parts)
             and not file.resolve().is_relative_to(outputs)
         ]
-        if not files:
-            raise SetupError(f'The folder {given} holds no image or video.')
-        return [
-            Source(str(file), file.relative_to(path).with_suffix(''), _is_video(file))
-            for file in files
-        ]
-    files = [
-        Path(file) for file in sorted(glob.glob(given, recursive=True)) if Path(file).is_file()
-    ]
-    if not files:
+        names = [file.relative_to(path).with_suffix('') for file in files]
+        missing = f'The folder {given} holds no image or video.'
+    else:
+        found = [given] if path.exists() else sorted(glob.glob(given, recursive=True))
+        files = [Path(file) for file in found if Path(file).is_file()]
+        names = [Path(file.stem) for file in files]
         what = 'matches no file' if glob.has_magic(given) else 'does not exist'
-        raise SetupError(f'The input {given} {what}.')
-    return [Source(str(file), Path(file.stem), _is_video(file)) for file in files]
+        missing = f'The input {given} {what}.'
+    if not files:
+        raise SetupError(missing)
+    return [Source(str(file), name, _is_video(file)) for file, name in zip(files, names)]
 
 
 def _is_video(path: Path) -> bool:
@@ -97,11 +85,7 @@ def _is_video(path: Path) -> bool:
 
 @contextmanager
 def local_file(location: str) -> Iterator[str]:
-    """Give the path of an image; one at an address is downloaded and removed afterwards.
-
-    Raises:
-        OSError: If it cannot be downloaded or has more than 100 MiB.
-    """
+    """Give the path of an image; one at an address, of at most 100 MiB, is downloaded and removed afterwards."""
     if '://' not in location:
         yield location
         return
@@ -118,15 +102,22 @@ def local_file(location: str) -> Iterator[str]:
         yield str(file)
 
 
+def as_bgr(image: Any) -> np.ndarray:
+    """Return a PIL image or an array of uint8 as `(H, W, 3)` in BGR."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, 'dtype', type(image).__name__)
+        raise TypeError(f'expected a path, a PIL image or an array of uint8, not {kind}')
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f'expected an array (H, W, 3) or (H, W), not {image.shape}')
+    return np.ascontiguousarray(image)
+
+
 class Video:
-    """The frames of a video or camera, one at a time.
-
-    Args:
-        location: A path, an address, or the number of a camera, which ends with Ctrl-C.
-
-    Raises:
-        OSError: If it cannot be opened.
-    """
+    """The frames of a video, or of a camera until Ctrl-C, one at a time."""
 
     def __init__(self, location: str | int) -> None:
         self.live = isinstance(location, int)

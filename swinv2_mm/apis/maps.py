@@ -1,14 +1,17 @@
-"""Maps of what a backbone computes for an image: attention of a token, features, similarity, position bias."""
+"""Maps of what a backbone computes for an image: attention, features, similarity, position bias; their pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swinv2_mm.apis.pictures import stack, title_bar
 from swinv2_mm.apis.predictor import Predictor
 from swinv2_mm.apis.prepared_image import PreparedImage, prepare_image
 from swinv2_mm.engine.errors import SetupError
@@ -19,11 +22,7 @@ from swinv2_mm.ops.window_attention.reference import expand_bias, normalize
 
 
 def find_backbone(model: nn.Module | Predictor) -> SwinTransformerV2:
-    """Return the backbone of a model.
-
-    Raises:
-        SetupError: If it is of another package.
-    """
+    """Return the backbone of a model; refuse those of other packages."""
     module: nn.Module = model.model if isinstance(model, Predictor) else model
     for part in module.modules():
         if isinstance(part, SwinTransformerV2):
@@ -33,11 +32,7 @@ def find_backbone(model: nn.Module | Predictor) -> SwinTransformerV2:
 
 
 def pick_stage(backbone: SwinTransformerV2, stage: int) -> int:
-    """Return the number of a stage from 0; negative ones count from the end.
-
-    Raises:
-        SetupError: If the stage does not exist.
-    """
+    """Return the number of a stage from 0; negative ones count from the end."""
     count = len(backbone.layers)
     if stage not in range(-count, count):
         raise SetupError(
@@ -54,8 +49,7 @@ def pick_block(backbone: SwinTransformerV2, stage: int, block: int) -> SwinBlock
         raise SetupError(
             f'Block {block} does not exist: stage {stage} has the blocks 0 to {len(blocks) - 1}.'
         )
-    found: SwinBlock = blocks[block]
-    return found
+    return blocks[block]
 
 
 def attention_map(
@@ -98,14 +92,8 @@ def token_attention(
 ) -> Tensor:
     """Return the attention weights of one token by the formulas of the reference backend, which keeps them.
 
-    Args:
-        attention: The attention of a block.
-        x: Its input, `(1, H, W, C)`.
-        partition: The windows.
-        row, col: The token.
-
-    Returns:
-        `(nH, H, W)` in fp32, zero outside of the token's window.
+    `x`, `(1, H, W, C)`, is the input of the block's attention. The weights, `(nH, H, W)` in fp32, are zero outside of
+    the token's window.
     """
     height, width = partition.size
     numbers = torch.arange(height * width, device=x.device).view(1, height, width, 1)
@@ -131,14 +119,10 @@ def token_attention(
 def feature_map(model: nn.Module | Predictor, image: Any, stage: int = -1) -> np.ndarray:
     """Return the first three principal components of the features of a stage as red, green and blue.
 
-    Args:
-        model, image, stage: See `attention_map`.
+    The arguments are those of `attention_map`.
 
     Returns:
         `(H, W, 3)` of uint8 at the size of the image. Components are scaled between their percentiles 1 and 99.
-
-    Raises:
-        SetupError, ImageError: See `attention_map`.
     """
     prepared, features, stride = _features(model, image, stage)
     flat = features.flatten(0, 1).double().cpu()
@@ -159,14 +143,10 @@ def similarity_map(
 ) -> np.ndarray:
     """Return the cosine similarity of the features of a stage with those at a point.
 
-    Args:
-        model, image, point, stage: See `attention_map`.
+    The arguments are those of `attention_map`.
 
     Returns:
         `(H, W)` of float32 from -1 to 1 at the size of the image, interpolated between tokens.
-
-    Raises:
-        SetupError, ImageError: See `attention_map`.
     """
     prepared, features, stride = _features(model, image, stage, point)
     row, col = prepared.token(point, stride)
@@ -177,14 +157,10 @@ def similarity_map(
 def position_bias(model: nn.Module | Predictor, stage: int = -1, block: int = -1) -> np.ndarray:
     """Return what a block adds to the logits of its attention, by head and offset of query minus key in tokens.
 
-    Args:
-        model, stage, block: See `attention_map`.
+    The arguments are those of `attention_map`.
 
     Returns:
         `(nH, 2 * Wh - 1, 2 * Ww - 1)` of float32 for windows of Wh x Ww tokens; the offset 0 is at the centre.
-
-    Raises:
-        SetupError: See `attention_map`.
     """
     found = pick_block(find_backbone(model), stage, block)
     with torch.no_grad():
@@ -222,3 +198,100 @@ def _run(backbone: SwinTransformerV2, prepared: PreparedImage, hook: Any) -> Non
     finally:
         hook.remove()
         backbone.train(training)
+
+
+_HEIGHT, _WIDEST = 320, 480
+"""Pixels of a panel at most."""
+_TILE, _PER_ROW, _GAP = 72, 12, 4
+
+
+def draw_maps(predictor: Predictor, image: Any, point: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return pictures of all stages in BGR by name: `features`, `attention`, `similarity` and `position_bias`.
+
+    The arguments are those of `attention_map`.
+    """
+    picture = prepare_image(predictor, image).picture
+    stages = range(len(find_backbone(predictor).layers))
+    rows: dict[str, list[tuple[str, np.ndarray]]] = {
+        'features': [('image', picture)],
+        'attention': [('image and point', mark(picture.copy(), point))],
+        'similarity': [('image and point', mark(picture.copy(), point))],
+    }
+    for stage in stages:
+        for name, drawn in draw_stage(predictor, image, picture, point, stage).items():
+            rows[name].append((f'stage {stage}', drawn))
+    pictures = {name: join(row) for name, row in rows.items()}
+    return {**pictures, 'position_bias': _draw_bias([position_bias(predictor, i) for i in stages])}
+
+
+def draw_stage(
+    predictor: Predictor, image: Any, picture: np.ndarray, point: tuple[int, int], stage: int
+) -> dict[str, np.ndarray]:
+    """Return pictures in BGR of a stage by name, without the position bias; see `draw_maps`."""
+    weights = attention_map(predictor, image, point, stage)
+    similar = similarity_map(predictor, image, point, stage)
+    return {
+        'attention': heat(picture, np.sqrt(weights / weights.max()), point, weights > 0),
+        'similarity': heat(picture, similar.clip(0, 1), point),
+        'features': feature_map(predictor, image, stage)[..., ::-1],
+    }
+
+
+def heat(
+    picture: np.ndarray,
+    values: np.ndarray,
+    point: tuple[int, int],
+    inside: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return a picture in BGR with values `(H, W)` from 0 to 1 in colours over it, and a cross at a point.
+
+    Outside of `inside`, the picture is dark and grey.
+    """
+    colours = cv2.applyColorMap(np.rint(255 * values).astype(np.uint8), cv2.COLORMAP_TURBO)
+    mixed = cv2.addWeighted(picture, 0.4, colours, 0.6, 0)
+    if inside is not None:
+        grey = (picture.mean(-1, keepdims=True) * 0.5).astype(np.uint8)
+        mixed = np.where(inside[..., None], mixed, grey)
+    return mark(mixed, point)
+
+
+def mark(picture: np.ndarray, point: tuple[int, int]) -> np.ndarray:
+    """Draw a white cross with a dark edge at a point of a picture."""
+    at, size = (int(point[0]), int(point[1])), max(picture.shape[:2]) // 25 + 5
+    line = 1 + size // 12
+    for colour, width in (((0, 0, 0), line + 2), ((255, 255, 255), line)):
+        cv2.drawMarker(picture, at, colour, cv2.MARKER_CROSS, size, width, cv2.LINE_AA)
+    return picture
+
+
+def join(panels: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Return pictures of one size side by side, each with its title above."""
+    height, width = panels[0][1].shape[:2]
+    scale = min(_HEIGHT / height, _WIDEST / width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    parts = []
+    for title, picture in panels:
+        resized = cv2.resize(picture, size, interpolation=method)
+        parts.append(np.vstack([title_bar(title, size[0]), resized]))
+        parts.append(np.full((len(parts[0]), _GAP, 3), 255, np.uint8))
+    return np.hstack(parts[:-1])
+
+
+def _draw_bias(tables: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the position bias of the last block of each stage: a tile per head, colours from the smallest value."""
+    width = min(_PER_ROW, max(len(table) for table in tables)) * (_TILE + _GAP)
+    parts = []
+    for stage, table in enumerate(tables):
+        low, high = float(table.min()), float(table.max())
+        text = f'stage {stage}: {len(table)} head{"s" * (len(table) > 1)}, {low:.2f} to {high:.2f}'
+        parts.append(title_bar(text, max(width, 9 * len(text))))
+        values = np.rint(255 * (table - low) / max(high - low, 1e-12)).astype(np.uint8)
+        for first in range(0, len(values), _PER_ROW):
+            row = np.full((_TILE + _GAP, parts[0].shape[1], 3), 255, np.uint8)
+            for place, head in enumerate(values[first : first + _PER_ROW]):
+                tile = cv2.resize(head, (_TILE, _TILE), interpolation=cv2.INTER_NEAREST)
+                left = place * (_TILE + _GAP)
+                row[:_TILE, left : left + _TILE] = cv2.applyColorMap(tile, cv2.COLORMAP_VIRIDIS)
+            parts.append(row)
+    return stack(parts, 0)

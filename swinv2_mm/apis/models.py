@@ -23,7 +23,7 @@ from swinv2_mm.engine.config import SCOPES, dicts_in, drop_pretrained, load_conf
 from swinv2_mm.engine.console import import_library
 from swinv2_mm.engine.devices import use_device
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.evaluation import innermost
+from swinv2_mm.engine.evaluation import tested_data
 from swinv2_mm.engine.hooks import compare_state
 
 _LARGEST_TEXT = 1 << 20
@@ -39,10 +39,6 @@ def find_model(model: str | Path, config: str | None = None) -> tuple[Config, st
         model: A checkpoint file or its URL, or a work directory for its newest checkpoint.
         config: The config file; by default, the config that is stored in the checkpoint, which is read without
             executing code, or the only config file in the folder of the checkpoint.
-
-    Raises:
-        SetupError: If there is no such checkpoint or config.
-        CheckpointError: If the checkpoint cannot be read.
     """
     path = require_checkpoint(model)
     if '://' in path:
@@ -90,15 +86,9 @@ def load_model(
     """
     cfg, path = find_model(model, config)
     merge_options(cfg, cfg_options)
-    import_library(cfg.default_scope)
-    init_default_scope(cfg.default_scope)
-    drop_pretrained(cfg.model)
     target = use_device(device, 'none')
     with guard_mmengine():
-        try:
-            built = revert_sync_batchnorm(MODELS.build(cfg.model))
-        except Exception as error:
-            raise SetupError(f'The model of {path} cannot be built: {error}') from error
+        built: Any = build_model(cfg, path)
         content = load_checkpoint(built, path, map_location='cpu', logger='silent')
     problem, _ = compare_state(built.state_dict(), content.get('state_dict', content))
     if problem:
@@ -109,17 +99,18 @@ def load_model(
     return built.to(target).eval()
 
 
+def build_model(cfg: Config, where: str) -> nn.Module:
+    """Build the model of a config with random weights; messages call the config `where`."""
+    init_default_scope(cfg.default_scope)
+    drop_pretrained(cfg.model)
+    try:
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
+    except Exception as error:
+        raise SetupError(f'The model of {where} cannot be built: {error}') from error
+
+
 def parse_config(text: str, where: str) -> Config:
-    """Read the text of a config that mmengine has written, without executing it.
-
-    Args:
-        text: Assignments of literals and `dict(...)`.
-        where: The file, for messages.
-
-    Raises:
-        SetupError: If the text contains anything else, or it is not a config of detection, segmentation or
-            classification.
-    """
+    """Read the text of a config that mmengine has written: literals and `dict(...)`, which are not executed."""
     values = {}
     try:
         if len(text) > _LARGEST_TEXT:
@@ -127,7 +118,8 @@ def parse_config(text: str, where: str) -> Config:
         for node in ast.parse(text).body:
             if not isinstance(node, ast.Assign) or not isinstance(node.targets[0], ast.Name):
                 raise ValueError(f'line {node.lineno} is not an assignment')
-            values[node.targets[0].id] = _literal(node.value)
+            value = _DictsAsLiterals().visit(node.value)
+            values[node.targets[0].id] = ast.literal_eval(value)
         cfg = Config(values)
     except (ValueError, SyntaxError, TypeError, KeyError, RecursionError, MemoryError) as error:
         raise SetupError(
@@ -140,39 +132,27 @@ def parse_config(text: str, where: str) -> Config:
     return cfg
 
 
-def _literal(node: ast.expr) -> Any:
-    """Return the value of a literal that may contain `dict(...)`."""
-    match node:
-        case ast.Constant():
-            return node.value
-        case ast.List():
-            return [_literal(item) for item in node.elts]
-        case ast.Tuple():
-            return tuple(_literal(item) for item in node.elts)
-        case ast.Set():
-            return {_literal(item) for item in node.elts}
-        case ast.Dict() if None not in node.keys:
-            return {
-                _literal(key): _literal(item)
-                for key, item in zip(node.keys, node.values)
-                if key is not None
-            }
-        case ast.Call(func=ast.Name(id='dict'), args=[]) if all(item.arg for item in node.keywords):
-            return {str(item.arg): _literal(item.value) for item in node.keywords}
-        case ast.Name(id='inf' | 'nan'):
-            return float(node.id)
-        case ast.UnaryOp(op=ast.USub()):
-            return -_literal(node.operand)
-    raise ValueError(f'line {node.lineno} is not a literal')
+class _DictsAsLiterals(ast.NodeTransformer):
+    """Writes `dict(a=1)` as `{'a': 1}`, and `inf` and `nan` as numbers."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """Replace a call of `dict`."""
+        self.generic_visit(node)
+        names = [ast.Constant(item.arg) for item in node.keywords if item.arg]
+        plain = isinstance(node.func, ast.Name) and node.func.id == 'dict' and not node.args
+        if not plain or len(names) < len(node.keywords):
+            return node
+        return ast.Dict([*names], [item.value for item in node.keywords])
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Replace a number."""
+        return ast.Constant(float(node.id)) if node.id in ('inf', 'nan') else node
 
 
 def _require_registered(cfg: Config, where: str) -> None:
     """Check that a config from a checkpoint names registered classes only, and that its model reads no files.
 
     mmengine imports other names; mmseg unpickles a file that `class_weight` names.
-
-    Raises:
-        SetupError: If the model or a data loader names another object, or the model a file.
     """
     if trusting.get():
         return
@@ -213,8 +193,7 @@ def _registries() -> Iterator[Registry]:
 
 def _dataset_meta(cfg: Config) -> dict[str, Any]:
     """Return classes and palette that the config or the class of its test data names."""
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = innermost(loader.get('dataset') or {})
+    dataset = tested_data(cfg)
     kind = mmengine.registry.DATASETS.get(dataset['type']) if 'type' in dataset else None
     found = {**(getattr(kind, 'METAINFO', None) or {}), **(dataset.get('metainfo') or {})}
     return {key.lower(): value for key, value in found.items() if not isinstance(value, str)}

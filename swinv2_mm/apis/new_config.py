@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from swinv2_mm.apis.choices import METHODS, SIZES
 from swinv2_mm.apis.config_text import Data, write_text
-from swinv2_mm.apis.model_parts import METHODS, SIZES
-from swinv2_mm.datasets.checks.image_sets import class_folders
+from swinv2_mm.apis.data_report import report
+from swinv2_mm.datasets.checks.configured import class_folders
 from swinv2_mm.datasets.checks.read_files import read_image
 from swinv2_mm.datasets.errors import ImageSetError
 from swinv2_mm.datasets.folders import Faults, Found, read_folder
@@ -22,7 +23,6 @@ from swinv2_mm.datasets.folders.files import MARKER, image_sizes, split_off
 from swinv2_mm.datasets.folders.pairs import index_map
 from swinv2_mm.datasets.multiband import measure_bands
 from swinv2_mm.datasets.staging import staged, write_png
-from swinv2_mm.engine.data_report import report
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.launch import guarded
 
@@ -55,14 +55,8 @@ def new_config(
 ) -> int:
     """Recognise the data in a folder and write a config that trains a model on them.
 
-    Args:
-        folder: The folder; nothing in it is changed.
-        model: Name of the model, e.g. `'mask-rcnn_swinv2-t'`; by default the one of size `t` that fits the data.
-        out: The config to write; default: `<model>_<folder>.py` in the current directory. Annotations that have to be
-            converted are written to a folder beside it.
-        split: Share of the training images that is set aside for validation.
-        layout: A key of `LAYOUTS`, needed only where the folder holds annotations in several.
-        force: Overwrite what an earlier call wrote.
+    The arguments are the options of `tools/new_config.py`. Annotations that have to be converted are written
+    to a folder beside the config.
 
     Returns:
         The exit code: 0, 1 after a crash, 2 if training on the data would suffer or nothing was written.
@@ -112,11 +106,7 @@ def new_config(
 
 
 def _chosen(model: str | None, kind: str) -> tuple[str, str]:
-    """Return method and size of the model.
-
-    Raises:
-        SetupError: There is no such model, or it does not fit the data.
-    """
+    """Return method and size of a model that fits the data."""
     fitting = _FITTING[kind]
     if model is None:
         return fitting[0], 't'
@@ -136,11 +126,7 @@ def _chosen(model: str | None, kind: str) -> tuple[str, str]:
 
 
 def _split(found: Found, share: float | None, folder: str) -> None:
-    """Make the parts `train` and `val`.
-
-    Raises:
-        SetupError: A part is missing, or there is nothing to split.
-    """
+    """Make the parts `train` and `val`."""
     parts = found.parts
     if 'train' not in parts:
         raise SetupError(f'{folder} has no training images, only parts {", ".join(parts)}.')
@@ -210,11 +196,7 @@ def _data_of(found: Found, root: Path, faults: Faults) -> tuple[str, Data]:
 
 
 def _require_free(config: Path, own: Path, force: bool) -> None:
-    """Check that nothing is overwritten that this command has not written.
-
-    Raises:
-        SetupError: Something would be.
-    """
+    """Check that nothing is overwritten that this command has not written."""
     if config.suffix != '.py':
         raise SetupError(f'-o {config}: the name of a config ends in .py.')
     if own.exists() and not (own / MARKER).is_file():

@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from swinv2_mm.apis.results import Prediction
-from swinv2_mm.engine.errors import SetupError
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _SMALLEST_SIDE = 224
@@ -20,33 +19,29 @@ _LEGEND = 24
 """Number of classes that a legend lists."""
 
 
-def draw(prediction: Prediction) -> np.ndarray:
+def draw(prediction: Prediction, side: int | None = None) -> np.ndarray:
     """Return the picture `(H, W, 3)` in BGR with the prediction drawn into it.
 
-    Boxes, masks and labels have the colour of the class. The lines and the text grow with the image; images below 224
-    pixels are enlarged.
+    Boxes, masks and labels have the colour of the class. The lines and the text grow with the image. Images below 224
+    pixels are enlarged, and those above `side` reduced.
     """
-    if 'pred_instances' in prediction.sample:
-        return _draw_objects(prediction)
     height, width = prediction.image.shape[:2]
-    scale = max(1.0, _SMALLEST_SIDE / max(height, width))
-    size = (round(width * scale), round(height * scale))
+    longest = max(height, width)
+    scale = max(_SMALLEST_SIDE, min(longest, side or longest)) / longest
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if 'pred_instances' in prediction.sample:
+        return _draw_objects(prediction, size, scale)
     if 'pred_sem_seg' in prediction.sample:
         return _draw_map(prediction, size)
-    picture = _enlarged(prediction.image, size).copy()
     lines = [
         (f'{prediction.categories.names[label]} {score:.0%}', prediction.categories.colours[label])
         for label, score in prediction.scores()
     ]
-    return _add_legend(picture, lines)
+    return _add_legend(_resized(prediction.image, size), lines)
 
 
 def write(path: str | Path, picture: np.ndarray) -> None:
-    """Write a picture in BGR; the suffix chooses the format.
-
-    Raises:
-        OSError: If it cannot be written.
-    """
+    """Write a picture in BGR; the suffix chooses the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -79,34 +74,35 @@ def write_labels(path: str | Path, prediction: Prediction) -> None:
     image.save(path)
 
 
-def import_supervision() -> Any:
-    """Return the module `supervision`.
-
-    Raises:
-        SetupError: If it is not installed.
-    """
-    try:
-        import supervision
-    except ImportError as error:
-        raise SetupError(
-            'Pictures and tiles need supervision: pip install "supervision>=0.31", or use --no-pictures.'
-        ) from error
-    return supervision
+def stack(rows: list[np.ndarray], gap: int = 6) -> np.ndarray:
+    """Return pictures below one another, filled up to one width."""
+    width = max(row.shape[1] for row in rows)
+    padded = [
+        np.pad(row, ((0, gap), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    return np.vstack(padded)
 
 
-def _draw_objects(prediction: Prediction) -> np.ndarray:
-    supervision = import_supervision()
+def title_bar(text: str, width: int) -> np.ndarray:
+    """Return a bar with a line of text that fits into it."""
+    bar = np.full((22, width, 3), 255, np.uint8)
+    scale = 0.45 * min(1, (width - 8) / cv2.getTextSize(text, _FONT, 0.45, 1)[0][0])
+    cv2.putText(bar, text, (4, 15), _FONT, scale, (0, 0, 0), 1, cv2.LINE_AA)
+    return bar
+
+
+def _draw_objects(prediction: Prediction, size: tuple[int, int], scale: float) -> np.ndarray:
+    import supervision
+
     detections = prediction.to_supervision()
-    height, width = prediction.image.shape[:2]
-    scale = max(1.0, _SMALLEST_SIDE / max(height, width))
-    picture = prediction.image.copy()
-    if scale > 1:
-        size = (round(width * scale), round(height * scale))
-        picture = _enlarged(picture, size)
+    picture = _resized(prediction.image, size)
+    if scale != 1:
         detections.xyxy = detections.xyxy * scale
         if detections.mask is not None:
-            masks = np.asarray(detections.mask).astype(np.uint8)
-            resized = [cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR) for mask in masks]
+            method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            masks = np.asarray(detections.mask).astype(np.uint8) * 255
+            resized = [cv2.resize(mask, size, interpolation=method) >= 128 for mask in masks]
             detections.mask = np.array(resized, bool).reshape(len(masks), *size[::-1])
     line, text = _sizes(picture)
     colours = supervision.ColorPalette(
@@ -174,7 +170,7 @@ def _draw_map(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
         (f'{categories.names[label]} {counts[label] / values.size:.0%}', categories.colours[label])
         for label in shown
     ]
-    return _add_legend(_enlarged(picture, size), lines)
+    return _add_legend(_resized(picture, size), lines)
 
 
 def _add_legend(picture: np.ndarray, lines: list[tuple[str, tuple[int, int, int]]]) -> np.ndarray:
@@ -203,10 +199,12 @@ def _sizes(picture: np.ndarray) -> tuple[int, float]:
     return max(1, round(side / 450)), max(0.4, side / 1700)
 
 
-def _enlarged(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a copy of an image with that width and height."""
     if image.shape[1::-1] == size:
-        return image
-    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+        return image.copy()
+    method = cv2.INTER_AREA if size[0] < image.shape[1] else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=method)
 
 
 def _readable(rgb: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from swinv2_mm.apis.inputs import Source, Video, find_sources
-from swinv2_mm.apis.pictures import import_supervision, picture_suffix, write, write_labels
-from swinv2_mm.apis.predictor import ImageError, LoadedImage, Predictor
+from swinv2_mm.apis.inputs import ImageError, Source, Video, find_sources
+from swinv2_mm.apis.pictures import picture_suffix, write, write_labels
+from swinv2_mm.apis.predictor import LoadedImage, Predictor
 from swinv2_mm.apis.results import Prediction
-from swinv2_mm.apis.windows import detect_raster, open_raster, segment_raster
+from swinv2_mm.apis.tiles import detect_raster, open_raster, segment_raster
 from swinv2_mm.engine.console import say, warn
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.interrupts import raise_interrupts
@@ -38,27 +38,13 @@ def predict(
     out: str = 'predictions',
     json_file: str | None = None,
     csv_file: str | None = None,
-    score_thr: float = 0.3,
-    tile: int | None = None,
-    batch: int = 1,
     pictures: bool = True,
-    config: str | None = None,
-    device: str = 'auto',
     trust_checkpoint: bool = False,
-    cfg_options: Sequence[str] = (),
+    **options: Any,
 ) -> int:
     """Predict on images and videos and write the results.
 
-    Args:
-        inputs: See `find_sources`.
-        model: See `Predictor`.
-        out: Folder of pictures and label maps.
-        json_file: COCO json of all predictions.
-        csv_file: Table of all predictions.
-        pictures: Whether to write pictures and videos.
-        trust_checkpoint: Accept a checkpoint as it is, with code to run or NaN weights.
-
-    For the other arguments see `Predictor`.
+    The arguments are the options of `tools/predict.py`; `options` are those of `Predictor`.
 
     Returns:
         The exit code: 0; 2 if something outside the program is wrong, or no input could be predicted; 1; 130.
@@ -67,9 +53,7 @@ def predict(
     def run() -> int:
         raise_interrupts()  # files are closed before the process ends
         sources = find_sources(inputs, Path(out))
-        if pictures:
-            import_supervision()
-        predictor = Predictor(model, device, score_thr, tile, batch, config, cfg_options)
+        predictor = Predictor(model, **options)
         classes = len(predictor.categories.names)
         say(f'model: {predictor.model.checkpoint}, {classes} class{"es" * (classes > 1)}')
         with ExitStack() as stack:
@@ -224,15 +208,8 @@ class _Outputs:
         self.count += 1
         numbered = {} if frame is None else {'frame': frame}
         if self._json:
-            self._images.append(
-                {
-                    'id': self.count,
-                    'file_name': str(source.location),
-                    **numbered,
-                    'width': shape[1],
-                    'height': shape[0],
-                }
-            )
+            image = dict(id=self.count, file_name=str(source.location), **numbered)
+            self._images.append(dict(image, width=shape[1], height=shape[0]))
             for result in prediction.to_coco(self.count) if prediction else ():
                 self._annotations += 1
                 comma = ',\n' if self._annotations > 1 else '\n'
@@ -258,7 +235,8 @@ class _Outputs:
         """Append a frame to the video that is being written."""
         height, width = (side // 2 * 2 for side in picture.shape[:2])  # encoders need even sides
         if self._sink is None:
-            supervision = import_supervision()
+            import supervision
+
             info = supervision.VideoInfo(width=width, height=height, fps=fps)
             path = self.path(source.name, '.mp4')
             self._sink = self._stack.enter_context(supervision.VideoSink(str(path), info))

@@ -14,23 +14,19 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmengine.structures import PixelData
-from PIL import Image, ImageOps
 
-from swinv2_mm.apis.inputs import local_file
+from swinv2_mm.apis.inputs import ImageError, as_bgr, local_file
 from swinv2_mm.apis.models import load_model
 from swinv2_mm.apis.results import Prediction, find_categories, reduces_zero_label
 from swinv2_mm.apis.tiles import detect_tiles, segment_tiles
 from swinv2_mm.checkpoints import guard_mmengine
 from swinv2_mm.engine.console import import_library
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.evaluation import innermost
+from swinv2_mm.engine.evaluation import tested_data
+from swinv2_mm.ops.winograd import use_winograd
 
 _LARGEST_WHOLE = 64_000_000
 """Pixels above which masks and label maps of a whole image would take many GB."""
-
-
-class ImageError(ValueError):
-    """An image cannot be read or prepared; the message names it."""
 
 
 @dataclass
@@ -83,6 +79,7 @@ class Predictor:
             raise SetupError(f'A batch of {batch} images: expected at least 1.')
         if not isinstance(model, torch.nn.Module):
             model = load_model(model, device, cfg_options, config)
+            use_winograd(model)
         self.model: Any = model
         meta: Any = self.model.dataset_meta
         self.score_thr, self.tile, self.batch = score_thr, tile, batch
@@ -123,11 +120,7 @@ class Predictor:
             yield from self.predict(loaded)
 
     def load(self, image: Any) -> LoadedImage:
-        """Read an image and prepare it for the model.
-
-        Raises:
-            ImageError: If this fails, or the image is too large to be predicted without tiles.
-        """
+        """Read an image and prepare it for the model; refuse those that are too large to be predicted without tiles."""
         name = str(image) if isinstance(image, (str, Path)) else None
         try:
             if name is None:
@@ -176,16 +169,7 @@ class Predictor:
     def _from_array(self, image: Any) -> LoadedImage:
         if self.multiband is not None:
             raise ValueError('a model of LoadMultibandImage predicts on files only')
-        if isinstance(image, Image.Image):
-            image = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
-        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-            kind = getattr(image, 'dtype', type(image).__name__)
-            raise TypeError(f'expected a path, a PIL image or an array of uint8, not {kind}')
-        if image.ndim == 2:
-            image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        if image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f'expected an array (H, W, 3) or (H, W), not {image.shape}')
-        image = np.ascontiguousarray(image)
+        image = as_bgr(image)
         return LoadedImage(image, image, None)
 
     def pack(self, pixels: np.ndarray, path: str | None = None) -> dict[str, Any]:
@@ -272,11 +256,7 @@ class Predictor:
 
 def _pipeline(cfg: Any) -> tuple[Any, Any]:
     """Return the loader of the test pipeline, and the steps behind it without annotations."""
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    dataset = innermost(loader.get('dataset') or {})
-    while dataset.get('datasets'):
-        dataset = dataset['datasets'][0]
-    steps = list(dataset.get('pipeline') or cfg.get('test_pipeline') or ())
+    steps = list(tested_data(cfg).get('pipeline') or cfg.get('test_pipeline') or ())
     if not steps:
         raise SetupError(
             'The config of the model has no test pipeline: name a config with --config.'

@@ -9,11 +9,10 @@ from typing import Any
 import mmcv
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from swinv2_mm.apis.inputs import local_file
-from swinv2_mm.apis.predictor import ImageError, Predictor
+from swinv2_mm.apis.inputs import ImageError, as_bgr, local_file
+from swinv2_mm.apis.predictor import Predictor
 from swinv2_mm.checkpoints import guard_mmengine
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.models import SwinTransformerV2
@@ -46,11 +45,7 @@ class PreparedImage:
         return centres * self.scale[axis] - self.offset[axis]
 
     def token(self, point: tuple[float, float], stride: int) -> tuple[int, int]:
-        """Return row and column of the token at a point (x, y) of the image.
-
-        Raises:
-            SetupError: If the point is outside of the image, or of the part of it that the model sees.
-        """
+        """Return row and column of the token at a point (x, y) of the image."""
         height, width = self.picture.shape[:2]
         x, y = point
         if not (0 <= x < width and 0 <= y < height):
@@ -67,10 +62,7 @@ class PreparedImage:
     def spread(self, tokens: np.ndarray, stride: int, smooth: bool) -> np.ndarray:
         """Return a map of tokens `(h, w, C)` at the size of the image, zero where the model does not see it.
 
-        Args:
-            tokens: The map.
-            stride: Side of a token in pixels of `inputs`.
-            smooth: Interpolate between the centres of tokens; otherwise each pixel has the value of its token.
+        If not `smooth`, each pixel has the value of its token.
         """
         for axis in (0, 1):
             place, last = self.pixels(axis), -(-self.used[axis] // stride) - 1
@@ -124,15 +116,13 @@ def _prepare_plainly(backbone: SwinTransformerV2, image: Any) -> PreparedImage:
             f'A backbone for {backbone.in_channels} bands needs the config that loads them: use load_model.'
         )
     try:
-        if isinstance(image, Image.Image):
-            image = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1]
         if isinstance(image, (str, Path)):
             with local_file(str(image)) as file:
                 image = mmcv.imread(file)
-        picture = mmcv.gray2bgr(image) if image.ndim == 2 else image
+        picture = as_bgr(image)
         normal = mmcv.imnormalize(picture, np.array(_MEAN), np.array(_STD))
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise ImageError(f'The image cannot be read: {error}') from error
     like = next(backbone.parameters())
     inputs = torch.from_numpy(normal).permute(2, 0, 1)[None].to(like.device)
-    return PreparedImage(inputs, np.ascontiguousarray(picture), tuple(inputs.shape[2:]))  # type: ignore[arg-type]
+    return PreparedImage(inputs, picture, tuple(inputs.shape[2:]))  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from pycocotools import mask as coco_masks
 
 from swinv2_mm.datasets.checks.configured import leaf_datasets
 from swinv2_mm.engine.console import warn
+from swinv2_mm.engine.evaluation import tested_data
 
 TOP = 5
 """Number of classes that a classifier's results list."""
@@ -96,11 +97,7 @@ class Prediction:
             yield row
 
     def to_supervision(self) -> Any:
-        """Return `supervision.Detections` of a detector, or one mask per class in the image of a segmentor.
-
-        Raises:
-            TypeError: If the model is a classifier.
-        """
+        """Return `supervision.Detections` of a detector, or one mask per class in the image of a segmentor."""
         import supervision
 
         if 'pred_instances' in self.sample:
@@ -143,11 +140,7 @@ class Prediction:
         return draw(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the picture with the prediction drawn into it; the suffix chooses the format.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
+        """Write the picture with the prediction drawn into it; the suffix chooses the format."""
         from swinv2_mm.apis.pictures import write
 
         write(path, self.plot())
@@ -213,55 +206,45 @@ def _of_mask(mask: dict[str, Any], box: bool) -> dict[str, Any]:
 
 
 def find_categories(cfg: Config, meta: dict[str, Any], count: int) -> Categories:
-    """Return the classes of a model with the numbers that its data gives them.
+    """Return the classes of a model, filled up to `count`, with the numbers that its data gives them."""
+    found = categories_of(meta, count)
+    ids = found.ids
+    if cfg.default_scope == 'mmdet':
+        ids = _coco_ids(cfg, found.names)
+    elif cfg.default_scope == 'mmseg' and reduces_zero_label(cfg):
+        ids = tuple(range(1, 1 + len(ids)))
+    return replace(found, ids=ids)
 
-    Args:
-        cfg: The config.
-        meta: `classes` and `palette`, as far as they are known.
-        count: Number of classes of the model.
-    """
-    names = tuple(str(name) for name in meta.get('classes') or ())
+
+def categories_of(meta: dict[str, Any], count: int = 0) -> Categories:
+    """Return the classes that the `metainfo` of a data set names, filled up to `count`, with ids from 0."""
+    names = tuple(str(name) for name in meta.get('classes') or meta.get('CLASSES') or ())
     names += tuple(f'class {index}' for index in range(len(names), count))
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(names):
-        palette = _colours(len(names))
+        import supervision
+
+        default = supervision.ColorPalette.DEFAULT
+        palette = [default.by_idx(index).as_rgb() for index in range(len(names))]
     colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-    first = 0
-    if cfg.default_scope == 'mmdet':
-        return Categories(names, _coco_ids(cfg, names), colours)
-    if cfg.default_scope == 'mmseg' and reduces_zero_label(cfg):
-        first = 1
-    return Categories(names, tuple(range(first, first + len(names))), colours)
+    return Categories(names, tuple(range(len(names))), colours)
 
 
 def reduces_zero_label(cfg: Config) -> bool:
     """Return whether the label files of a segmentor count its classes from 1."""
-    return any(leaf.cfg.get('reduce_zero_label') for leaf in _leaves(cfg))
-
-
-def _leaves(cfg: Config) -> list[Any]:
-    loader = cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}
-    return list(leaf_datasets(loader['dataset'], 'test')) if 'dataset' in loader else []
+    return bool(tested_data(cfg).get('reduce_zero_label'))
 
 
 def _coco_ids(cfg: Config, names: tuple[str, ...]) -> tuple[int, ...]:
     """Return the category ids of the annotation file of a detector, COCO's own, or the numbers from 1."""
-    for leaf in _leaves(cfg):
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            listed = orjson.loads(Path(leaf.ann_file or '').read_bytes())['categories']
-            found = {item['name']: int(item['id']) for item in listed}
-            return tuple(found[name] for name in names)
+    (leaf,) = leaf_datasets(tested_data(cfg), 'test')
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        listed = orjson.loads(Path(leaf.ann_file or '').read_bytes())['categories']
+        found = {item['name']: int(item['id']) for item in listed}
+        return tuple(found[name] for name in names)
     from mmdet.datasets import CocoDataset
 
     if names == CocoDataset.METAINFO['classes']:
         return tuple(number for number in range(1, 91) if number not in _GAPS_OF_COCO)
     warn('category ids: the classes from 1 on, since the annotation file of the config is not here')
     return tuple(range(1, len(names) + 1))
-
-
-def _colours(count: int) -> list[tuple[int, int, int]]:
-    """Return colours for classes without a palette."""
-    from swinv2_mm.apis.pictures import import_supervision
-
-    palette = import_supervision().ColorPalette.DEFAULT
-    return [palette.by_idx(index).as_rgb() for index in range(count)]

@@ -24,10 +24,7 @@ _NAMED = 20
 class ReplacingPreparation:
     """Stands for `prepare_data` of a data set: prepare the next sample where one raises an error.
 
-    Args:
-        dataset: A data set of mmengine, fully initialised.
-        place: What messages call it.
-        allowed: Number of its samples that may be replaced.
+    Messages call the data set `place`; `allowed` of its samples may be replaced.
     """
 
     def __init__(self, dataset: Any, place: str, allowed: int) -> None:
@@ -117,13 +114,8 @@ class BadSampleHook(Hook):
                     f'{len(names)} samples of {part} were replaced: {", ".join(names[:_NAMED])}{more}'
                 )
 
-    def after_val(self, runner: Runner) -> None:
-        """Look at the last batch."""
-        self._report(runner, 'val')
-
-    def after_test(self, runner: Runner) -> None:
-        """Look at the last batch."""
-        self._report(runner, 'test')
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        self._report(runner, mode)
 
     def _report(self, runner: Runner, part: str) -> None:
         """Name new bad samples, and stop when there are too many."""

@@ -19,11 +19,7 @@ _TEMPORARY = '.tmp'
 
 
 def replace_file(path: str | Path, data: bytes) -> None:
-    """Write a file so that `path` always holds all of the old or all of the new data, also after a loss of power.
-
-    Raises:
-        OSError: The file cannot be written. The old one is unchanged, and no temporary file is left.
-    """
+    """Write a file so that `path` always holds all of the old or all of the new data, also after a loss of power."""
     path = Path(path)
     temporary = path.with_name(f'.{path.name}{_TEMPORARY}')
     try:
@@ -54,12 +50,8 @@ def remove_temporary_files(folder: str | Path) -> None:
 def require_checkpoint(path: str | Path) -> str:
     """Return the checkpoint file that `path` means.
 
-    Args:
-        path: A checkpoint file; a work directory or its `last_checkpoint`, which both mean its newest checkpoint; or an
-            address with a scheme (`https://...`), which is not looked at.
-
-    Raises:
-        SetupError: There is no such file.
+    It is a checkpoint file; a work directory or its `last_checkpoint`, which both mean its newest checkpoint; or an
+    address with a scheme (`https://...`), which is not looked at.
     """
     found = Path(path)
     if '://' in str(path):
@@ -85,9 +77,6 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
 
     Warns about each damaged file that is passed over. `last_checkpoint` is only needed for checkpoints in another
     folder or on a server.
-
-    Raises:
-        UntrustedCheckpointError: There is only a file whose loading would run code.
     """
     whole, untrusted = [], None
     pointed = _pointed(Path(work_dir))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import torch
 from mmengine.dist import all_reduce, barrier, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
 
 from swinv2_mm.engine.checkpoint_files import (
     POINTER,
@@ -20,7 +24,6 @@ from swinv2_mm.engine.checkpoint_files import (
     replace_file,
 )
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.invalid_values import invalid_tensors, write_report
 from swinv2_mm.registry import HOOKS
 
 INTERRUPTED = 'interrupted.pth'
@@ -33,11 +36,7 @@ class AtomicLocalBackend(LocalBackend):
     """mmengine's backend for local files, which replaces a file only by a whole one."""
 
     def put(self, obj: bytes, filepath: Any) -> None:
-        """Write a file; see `replace_file`.
-
-        Raises:
-            SetupError: It cannot be written.
-        """
+        """Write a file; see `replace_file`."""
         try:
             replace_file(filepath, obj)
         except OSError as error:
@@ -123,9 +122,7 @@ class AtomicCheckpointHook(CheckpointHook):
     def save_now(self, runner: Runner, epoch: int, iteration: int) -> None:
         """Save on all processes if nothing was saved since the last iteration; return when the file is complete.
 
-        Args:
-            epoch: Finished epochs.
-            iteration: Finished iterations.
+        `epoch` and `iteration` are the numbers of finished ones.
         """
         meta = {'epoch': epoch, 'iter': iteration}
         if self.saved_at != iteration:
@@ -213,3 +210,46 @@ class AtomicCheckpointHook(CheckpointHook):
         """Return the path in this run's folder of a best checkpoint that a loaded checkpoint names."""
         name = os.path.basename(path) if isinstance(path, str) else ''
         return self.file_backend.join_path(self.out_dir, name) if name.startswith('best_') else None
+
+
+REPORT_FILE = 'invalid_values.json'
+
+
+def invalid_tensors(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that have a NaN or infinite value, and of the buffers that have a NaN."""
+    inner: Any = model.module if is_model_wrapper(model) else model
+    names = [name for name, value in inner.named_parameters() if not value.isfinite().all()]
+    return names + [name for name, value in inner.named_buffers() if value.isnan().any()]
+
+
+def write_report(runner: Runner, iteration: int, outputs: Any = None, batch: Any = None) -> Path:
+    """Write `invalid_values.json`, or `invalid_values_rank1.json` and so on, into the work directory; return its path.
+
+    It stays as it is if a hook with an attribute `invalid` above 0 has reported an earlier iteration.
+    """
+    name = REPORT_FILE.replace('.', f'_rank{runner.rank}.') if runner.rank else REPORT_FILE
+    path = Path(runner.work_dir) / name
+    if not any(getattr(hook, 'invalid', 0) for hook in runner.hooks):
+        losses = {
+            key: str(value.detach().flatten().tolist()[:10])  # json has no NaN
+            for key, value in (outputs or {}).items()
+            if isinstance(value, torch.Tensor)
+        }
+        report = {
+            'iteration': iteration,
+            'epoch': runner.epoch,
+            'losses': losses,
+            'weights': invalid_tensors(runner.model),
+            'samples': list(_samples(batch)),
+        }
+        replace_file(path, f'{json.dumps(report, indent=2, default=str)}\n'.encode())
+    return path
+
+
+def _samples(batch: Any) -> Iterator[dict[str, Any]]:
+    """Yield the meta information of the samples in a batch that identifies them."""
+    if isinstance(batch, BaseDataElement):
+        yield {key: batch.get(key) for key in ('img_id', 'sample_idx', 'img_path') if key in batch}
+    elif isinstance(batch, (dict, list, tuple)):
+        for part in batch.values() if isinstance(batch, dict) else batch:
+            yield from _samples(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,39 +13,23 @@ from mmengine.config import Config, ConfigDict, DictAction
 from swinv2_mm import shipped
 from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm_cli import find_config
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-CLASSIFICATION_EXTRA = 'pip install onedl-mmpretrain scikit-learn'
-"""How to get what a config for classification needs."""
 _AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
-_HOOKS = {
-    'bad_samples': 'BadSampleHook',
-    'batch_size': 'BatchSizeHook',
-    'checkpoint_match': 'CheckpointMatchHook',
-    'curves': 'CurvesHook',
-    'heartbeat': 'HeartbeatHook',
-    'interrupt': 'InterruptHook',
-    'invalid_loss': 'InvalidLossHook',
-    'loader_workers': 'LoaderWorkersHook',
-    'metrics_file': 'MetricsFileHook',
-    'resume_state': 'ResumeStateHook',
-    'sample_pictures': 'SamplePicturesHook',
-}
-"""The hooks of `configs/_base_/default_runtime.py`."""
+_RUNTIME = '_base_/default_runtime.py'
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Config:
     """Read a config and merge `--cfg-options` into it; warn about options that the config does not have.
 
-    Args:
-        path: See `find_config`.
-        options: Strings `KEY=VALUE`; dots in the key step into dicts and lists.
-
     Raises:
-        SetupError: There is no such file, it does not parse, an option cannot be merged, or it is not a config for
-            detection, segmentation or classification, or for a library that cannot be imported.
+        SetupError: It is not a config for detection, segmentation or classification that can be run here.
     """
-    path = find_config(path)
+    try:
+        path = find_config(path)
+    except FileNotFoundError as missing:
+        raise SetupError(str(missing)) from missing
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
@@ -69,35 +52,6 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
     return cfg
 
 
-def find_config(name: str) -> str:
-    """Return the path of a config.
-
-    Args:
-        name: A file, or the name of a config that comes with the package, also with its folder; `.py` may be left out.
-
-    Raises:
-        SetupError: There is no such config; the message names similar ones.
-    """
-    stem = name.removesuffix('.py')
-    for path in (name, f'{stem}.py'):
-        if Path(path).is_file():
-            return path
-    configs = shipped.folder() / 'configs'
-    known = {
-        file.relative_to(configs).with_suffix('').as_posix(): file
-        for file in sorted(configs.rglob('*.py'))
-        if '_base_' not in file.parts
-    }
-    end = f'/{stem.removeprefix("configs/")}'
-    found = [str(file) for key, file in known.items() if f'/{key}'.endswith(end)]
-    if len(found) == 1:
-        return found[0]
-    near = [file.stem for file in (*known.values(), *Path(name).parent.glob('*.py'))]
-    close = difflib.get_close_matches(Path(stem).name, dict.fromkeys(near), n=3, cutoff=0.7)
-    meant = f'; did you mean {" or ".join(found or close)}?' if found or close else '.'
-    raise SetupError(f'The config {name} does not exist{meant}')
-
-
 def _require_library(path: str, scope: str) -> None:
     """Import the library of a config; mmpretrain is an optional dependency."""
     try:
@@ -112,16 +66,12 @@ def _require_library(path: str, scope: str) -> None:
             )
         raise SetupError(
             f'The config {path} is for image classification, which needs mmpretrain, and it {reason}. It cannot be '
-            f'imported beside transformers 5; otherwise: {CLASSIFICATION_EXTRA}'
+            f'imported beside transformers 5; otherwise: pip install onedl-mmpretrain scikit-learn'
         ) from error
 
 
 def set_work_dir(cfg: Config, work_dir: str | None) -> None:
-    """Set `cfg.work_dir`: the argument, else the config's own, else `work_dirs/<name of the config>`.
-
-    Raises:
-        SetupError: The folder cannot be created or written to.
-    """
+    """Set `cfg.work_dir`: the argument, else the config's own, else `work_dirs/<name of the config>`."""
     if work_dir is None:
         work_dir = cfg.get('work_dir') or os.path.join('work_dirs', Path(cfg.filename).stem)
     cfg.work_dir = str(work_dir)
@@ -135,11 +85,7 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
 
 
 def enable_amp(cfg: Config, on_gpu: bool) -> None:
-    """Switch the optimizer wrapper to mixed precision: fp16 with loss scaling on a GPU, bfloat16 on other devices.
-
-    Raises:
-        SetupError: The config's optimizer wrapper is of a kind that has no counterpart in mixed precision.
-    """
+    """Switch the optimizer wrapper to mixed precision: fp16 with loss scaling on a GPU, bfloat16 on other devices."""
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', _AUTOCAST):
@@ -163,9 +109,8 @@ def complete_config(cfg: Config) -> None:
     checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
     if checkpoint and checkpoint.get('type') == 'CheckpointHook':
         checkpoint.type = 'swinv2_mm.AtomicCheckpointHook'
-    for name, kind in _HOOKS.items():
-        hooks.setdefault(name, ConfigDict(type=f'swinv2_mm.{kind}'))
-        if hooks[name] is None:
+    for name, hook in Config.fromfile(shipped.config(_RUNTIME)).default_hooks.items():
+        if hooks.setdefault(name, hook) is None:
             del hooks[name]
     for part in ('train', 'val', 'test'):
         loader = cfg.get(f'{part}_dataloader')
@@ -178,7 +123,7 @@ def drop_pretrained(cfg: Any) -> int:
     """Remove the pre-trained weights that parts of a model's config start from, and return how many there were."""
     dropped = 0
     for part in list(dicts_in(cfg)):
-        given = _as_list(part.get('init_cfg'))
+        given = as_list(part.get('init_cfg'))
         kept = [item for item in given if item.get('type') != 'Pretrained']
         if len(kept) < len(given):
             part['init_cfg'] = kept or None
@@ -199,9 +144,6 @@ def enable_lr_scaling(cfg: Config) -> None:
     """Turn the linear scaling of the learning rate on, by the images of one step of the optimizer.
 
     mmengine counts those of one backward pass, so the base is divided by the number of passes that are accumulated.
-
-    Raises:
-        SetupError: The config does not say for which batch size its learning rate is.
     """
     if not cfg.get('auto_scale_lr') or 'base_batch_size' not in cfg.auto_scale_lr:
         raise SetupError(
@@ -215,16 +157,10 @@ def enable_lr_scaling(cfg: Config) -> None:
 
 
 def limit_iterations(cfg: Config, num_iters: int) -> str:
-    """Make the config run exactly `num_iters` training iterations, then save and validate once.
+    """Make the config run exactly `num_iters` training iterations, then save and validate once; return words about it.
 
     The learning rate follows the first `num_iters` iterations of the config's own schedule: schedules by epoch are
     converted to iterations at the true length of an epoch.
-
-    Returns:
-        What was changed, in words.
-
-    Raises:
-        SetupError: `num_iters` < 1, or the training loop is of an unknown kind.
     """
     if num_iters < 1:
         raise SetupError(f'--max-iters {num_iters}: expected at least 1.')
@@ -234,7 +170,7 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
     known = (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop')
     if planned is None or loop.get('type') not in known:
         raise SetupError(f'--max-iters does not know how to shorten train_cfg={loop}.')
-    for scheduler in _as_list(cfg.get('param_scheduler')):
+    for scheduler in as_list(cfg.get('param_scheduler')):
         if by_epoch and scheduler.get('by_epoch', True):
             scheduler.update(by_epoch=True, convert_to_iter_based=True)
         if scheduler.get('by_epoch', True) or not by_epoch:
@@ -256,11 +192,7 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
 
 
 def merge_options(cfg: Config, options: Sequence[str]) -> None:
-    """Merge strings `KEY=VALUE` into `cfg`; warn about new keys.
-
-    Raises:
-        SetupError: An option cannot be merged.
-    """
+    """Merge strings `KEY=VALUE`, with dots for steps into dicts and lists, into `cfg`; warn about new keys."""
     merged: dict[str, Any] = {}
     for option in options:
         key, equals, value = option.partition('=')
@@ -291,7 +223,7 @@ def _has(cfg: Any, key: str) -> bool:
     return True
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     """Return `value` as a list; None is an empty one."""
     if value is None:
         return []

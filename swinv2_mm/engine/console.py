@@ -1,4 +1,4 @@
-"""What a run logs, and how much of it the terminal shows.
+"""What a run logs, how much of it the terminal shows, and what it shows of a crash.
 
 Everything is logged by mmengine's logger. The log file gets all records; the terminal gets the progress and results
 that mmengine's and this package's hooks log, and warnings. `sys.stdout` and `sys.stderr` stay as they are, so what a
@@ -8,18 +8,29 @@ user's code prints reaches the terminal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import io
 import logging
+import re
 import sys
 import time
+import traceback
 import warnings
+from collections.abc import Iterator
 from logging.handlers import MemoryHandler
+from pathlib import Path
 
+import torch
 from mmengine.logging import MMLogger
 
-_SHOWN = ('mmengine/hooks/logger_hook.py', 'mmengine/hooks/checkpoint_hook.py', 'swinv2_mm/engine/')
+_SHOWN = (
+    'mmengine/hooks/logger_hook.py',
+    'mmengine/hooks/checkpoint_hook.py',
+    'swinv2_mm/engine/',
+    'swinv2_mm/apis/',
+)
 """Ends of the paths of the sources whose records the terminal shows below the level of a warning."""
 _HARMLESS = (
     'Exp name: ',  # of each epoch
@@ -60,11 +71,7 @@ def warn(text: str) -> None:
 
 
 def log_only(text: str) -> str | None:
-    """Write `text` to the log file and not to the terminal.
-
-    Returns:
-        The log file, or None if this process has none.
-    """
+    """Write `text` to the log file and not to the terminal; return the file, or None if this process has none."""
     logger = MMLogger.get_current_instance()
     logger.info(text, extra={'log_only': True})
     return log_file(logger)
@@ -79,11 +86,7 @@ def log_file(logger: logging.Logger | None = None) -> str | None:
 
 
 def start_logging(rank: int) -> None:
-    """Create the logger of what comes before the Runner; `continue_logging` moves its records to the log file.
-
-    Args:
-        rank: Number of this process; only the first one shows more than errors.
-    """
+    """Create the logger of what comes before the Runner; only that of the first process shows more than errors."""
     global _early
     logger = MMLogger.get_instance(f'before_runner_{time.monotonic_ns()}')
     _show_less(logger)
@@ -141,12 +144,143 @@ def fail(text: str, rank: int) -> None:
 
 
 def import_library(name: str) -> None:
-    """Import a library of OpenMMLab without its messages about optional packages.
-
-    Raises:
-        Exception: Whatever the library raises.
-    """
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+    """Import a library of OpenMMLab without its messages about optional packages."""
+    with quiet():
         importlib.import_module(name)
         importlib.import_module(f'{name}.utils').register_all_modules(init_default_scope=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what libraries print, log and warn of about their own work."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logging.disable(level)
+
+
+_LIBRARIES = ('swinv2_mm', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
+"""Packages whose frames tell a user more than those of torch or numpy."""
+_LOST_WORKER = 'data loader lost its worker'
+_HINTS = {
+    'out of memory': 'lower train_dataloader.batch_size, set model.backbone.with_cp=True (recomputes activations), '
+    'use --amp, or train on smaller images',
+    'FloatingPointError|infinite or NaN': 'lower the learning rate, lengthen the warm-up, or clip gradients with '
+    'optim_wrapper.clip_grad=dict(max_norm=1.0)',
+    f'DataLoader worker.*(killed|exited unexpectedly)|{_LOST_WORKER}': 'a data loading process died, usually because '
+    'memory ran out: lower train_dataloader.num_workers; in a container give it shared memory (docker run '
+    '--shm-size=8g)',
+    '[Bb]us error|shared memory': 'shared memory is full: give the container more (docker run --shm-size=8g), or set '
+    'num_workers=0',
+    'device-side assert': 'usually a label out of range: run once with --device cpu, where the message is exact',
+    r'mmcv\._ext': "the config lacks custom_imports=dict(imports=['swinv2_mm']), which provides mmcv's operators",
+    'ddress already in use|EADDRINUSE': 'another run uses this port: PORT=29501 tools/dist_train.sh ...',
+    'No space left on device': 'the disk is full',
+    'Expected more than 1 value per channel': 'batch norm cannot train on one image here: a larger '
+    'train_dataloader.batch_size, or drop_last=True',
+    'image size in a batch should be the same|stack expects each tensor to be equal size': 'images of several sizes '
+    'in one batch: set the batch_size of that data loader to 1, or resize to one size',
+    'divisible by num_groups': 'choose a norm_cfg.num_groups that divides the number of channels',
+}
+"""Regular expressions for kind and message of an error, and what to do."""
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+
+
+def find_outside_cause(error: BaseException) -> str | None:
+    """Return a sentence about an error that comes from the file system and not from the program."""
+    log = log_file()
+    if log and (not Path(log).is_file() or _lost_folder(error, Path(log).parent)):
+        return f'The work directory {Path(log).parents[1]} was removed or unmounted during the run.'
+    if any('No usable temporary directory' in str(cause) for cause in _causes(error)):
+        return 'No folder for temporary files can be written to: set TMPDIR to one.'
+    if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+        return (
+            f'{error.filename or "A file"} cannot be written ({error.strerror}); earlier checkpoints are unchanged: '
+            'free space, then continue with --resume.'
+        )
+    return None
+
+
+def _lost_folder(error: BaseException, run: Path) -> bool:
+    """Return whether a file cannot be written since a folder of the run is gone, as while the run is being removed."""
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str):
+        return False
+    file = Path(error.filename).absolute()
+    return run in file.parents and not file.parent.is_dir()
+
+
+def report_failure(error: BaseException, rank: int) -> None:
+    """Write the full traceback to the log file, and what a user needs of it to the terminal."""
+    text = ''.join(traceback.format_exception(type(error), error, error.__traceback__))
+    log = log_only(text)
+    if log is None:  # the run broke before it had a log file, or is not the first process
+        print(text, file=sys.stderr, end='')
+    lines = [f'{type(error).__name__}: {_message(error)}', f'  at {_place(error)}']
+    if hint := find_hint(error):
+        lines.append(f'  hint: {hint}')
+    if log:
+        lines.append(f'  full traceback: {log}')
+    for line in lines:
+        fail(line, rank)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Return whether an error goes back to Ctrl-C."""
+    return any(isinstance(cause, KeyboardInterrupt) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it goes back to.
+
+    Libraries catch every exception in some places and raise another: mmengine reports a config that it was writing as
+    a signal came as a syntax error, and its clean-up of a config hides that there is no folder for temporary files.
+    """
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find_hint(error: BaseException) -> str | None:
+    """Return what to do about an error, where that is known."""
+    text = f'{type(error).__name__}: {error}'
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        text += ' out of memory'
+    # torch does not translate what the sockets of a killed worker raise.
+    if isinstance(error, (ConnectionError, EOFError)) and any(
+        Path(frame.filename).name == 'dataloader.py'
+        for frame in traceback.extract_tb(error.__traceback__)
+    ):
+        text += f' {_LOST_WORKER}'
+    return next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
+
+
+def _message(error: BaseException) -> str:
+    """Return the message in one line; of an error in a data loading process, the original one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return 'no message'
+    if 'Original Traceback' in str(error):
+        return f'{lines[-1]} (in a data loading process)'
+    line = ' '.join(lines)
+    return line if len(line) <= 500 else f'{line[:500]} ...'
+
+
+def _place(error: BaseException) -> str:
+    """Return file, line and function of the innermost frame that means something to a user."""
+    # The message of an error in a data loading process holds that process's traceback.
+    inside = re.findall(r'File "(.+?)", line (\d+), in (\S+)', str(error))
+    frames = inside or [
+        (frame.filename, str(frame.lineno), frame.name)
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]
+    if not frames:
+        return 'an unknown place'
+    known = [frame for frame in frames if any(name in Path(frame[0]).parts for name in _LIBRARIES)]
+    file, line, function = (known or frames)[-1]
+    return f'{file}:{line} in {function}'

@@ -157,13 +157,9 @@ def read_scalars(files: Iterable[Path], length: int = 1) -> tuple[Series, Series
 
 
 def draw_curves(losses: Series, rates: Series, metrics: Series, label: str) -> bytes:
-    """Return a PNG with one plot for losses, learning rate, and metrics up to 1 and above.
+    """Return a PNG with one plot for losses, learning rate, and metrics up to 1 and above; see `read_scalars`.
 
-    Args:
-        losses: See `read_scalars`. The total is drawn as it is and smoothed, its parts smoothed.
-        rates: The same.
-        metrics: The same. COCO's -1 for sizes that do not occur is left out.
-        label: Label of the x axis.
+    The total loss is drawn as it is and smoothed, its parts smoothed. COCO's -1 for absent sizes is left out.
     """
     from matplotlib.figure import Figure
 

@@ -13,6 +13,7 @@ from typing import Any
 import mmengine.device.utils
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_distributed
 from torch import distributed
 
 from swinv2_mm.engine.console import warn
@@ -57,16 +58,7 @@ def restored_device() -> Iterator[None]:
 
 
 def use_device(name: str, launcher: str) -> torch.device:
-    """Make mmengine run on a device.
-
-    Args:
-        name: A device of torch such as `'cpu'`, `'cuda:1'` or `'mps'`, or `'auto'` for mmengine's choice.
-        launcher: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
-
-    Raises:
-        SetupError: There is no such device, there are more processes than devices, or the launcher has not set up its
-            environment.
-    """
+    """Make mmengine run on a device of torch, such as `'cuda:1'`, or on its own choice for `'auto'`."""
     available = available_devices()
     device = _choose(name, available)
     if launcher != 'none':
@@ -157,12 +149,9 @@ def leave_processes(code: int) -> None:
     """Take this process out of its group, if there is one; with gloo, end it at once.
 
     Threads of gloo may still hold tensors then. If they release them while Python shuts down, for which they need the
-    interpreter, the process dies of SIGABRT after all its work is done.
-
-    Args:
-        code: The exit code; 0 if the other processes have got here, too.
+    interpreter, the process dies of SIGABRT after all its work is done. Code 0 says that the others have got here.
     """
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not is_distributed():
         return
     uses_gloo = distributed.get_backend() == 'gloo'
     if code == 0:

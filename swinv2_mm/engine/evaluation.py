@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import orjson
 from mmengine.config import Config, ConfigDict
 
+from swinv2_mm.engine.config import as_list
 from swinv2_mm.engine.errors import SetupError
 
 _TTA_MODELS: dict[str, dict[str, Any]] = {
@@ -25,12 +25,9 @@ _META_KEYS = {'mmdet': 'img_id', 'mmseg': 'reduce_zero_label', 'mmpretrain': 'sa
 
 
 def use_tta(cfg: Config) -> str:
-    """Switch a config to test-time augmentation: its own, or a horizontal flip if it defines none.
+    """Switch a config to test-time augmentation: its own, or a horizontal flip; return what was changed, in words.
 
     mmdet merges boxes only, so a detector's mask head is left out.
-
-    Returns:
-        What was changed, in words.
     """
     own = 'tta_pipeline' in cfg
     pipeline = cfg.tta_pipeline if own else _flip_pipeline(cfg)
@@ -50,26 +47,23 @@ def dump_predictions(cfg: Config, out: str) -> None:
     as label PNGs in a folder.
 
     With a json and a test set without annotations, nothing is evaluated.
-
-    Raises:
-        SetupError: The path does not fit.
     """
     path = Path(out)
-    kinds = {'mmdet': ('detector', 'DumpDetResults'), 'mmpretrain': ('classifier', 'DumpResults')}
-    cfg.test_evaluator = _evaluators(cfg)
+    kinds = {
+        'mmdet': ('detector', 'DumpDetResults', 'a json or pickle file, e.g. predictions.json'),
+        'mmpretrain': ('classifier', 'DumpResults', 'a pickle file, e.g. predictions.pkl'),
+    }
+    cfg.test_evaluator = as_list(cfg.test_evaluator)
     if cfg.default_scope in kinds:
-        kind, metric = kinds[cfg.default_scope]
+        kind, metric, fits = kinds[cfg.default_scope]
         as_json = path.suffix == '.json' and kind == 'detector'
         if path.suffix not in ('.pkl', '.pickle') and not as_json:
-            fits = 'a json or pickle file, e.g. predictions.json' if kind == 'detector' else ''
-            raise SetupError(
-                f"--out {out}: a {kind}'s predictions go into {fits or 'a pickle file, e.g. predictions.pkl'}."
-            )
+            raise SetupError(f"--out {out}: a {kind}'s predictions go into {fits}.")
         path.parent.mkdir(parents=True, exist_ok=True)
         if as_json:
             _add_json(cfg, path)
-            return
-        cfg.test_evaluator += [ConfigDict(type=metric, out_file_path=str(path))]
+        else:
+            cfg.test_evaluator += [ConfigDict(type=metric, out_file_path=str(path))]
         return
     if path.is_file() or path.suffix:
         raise SetupError(
@@ -82,7 +76,6 @@ def dump_predictions(cfg: Config, out: str) -> None:
 
 def _add_json(cfg: Config, path: Path) -> None:
     """Add the evaluator that writes a json; drop the others if there are no annotations."""
-    importlib.import_module('swinv2_mm.engine.coco_results')
     dataset = innermost(cfg.test_dataloader.dataset)
     ann_file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
     try:
@@ -94,8 +87,17 @@ def _add_json(cfg: Config, path: Path) -> None:
         ) from error
     if not content.get('annotations'):
         cfg.test_evaluator = []
-    writer = ConfigDict(type='CocoResultsFile', ann_file=ann_file, out_file_path=str(path))
-    cfg.test_evaluator += [writer]
+    cfg.test_evaluator += [
+        ConfigDict(type='CocoMetric', ann_file=ann_file, format_only=True, outfile_prefix=str(path))
+    ]
+
+
+def join_json(out: str) -> None:
+    """Keep one of the files that mmdet has written for `out`, that with masks if there is one."""
+    for kind in ('bbox', 'segm'):
+        file = Path(f'{out}.{kind}.json')
+        if file.is_file():
+            file.replace(out)
 
 
 def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:
@@ -104,15 +106,9 @@ def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
-def _evaluators(cfg: Config) -> list[Any]:
-    """Return the test evaluators as a list."""
-    evaluators = cfg.test_evaluator
-    return list(evaluators) if isinstance(evaluators, (list, tuple)) else [evaluators]
-
-
 def _keep_boxes(cfg: Config) -> None:
     """Remove the evaluation of masks from the test evaluators."""
-    evaluators = copy.deepcopy(_evaluators(cfg))
+    evaluators = copy.deepcopy(as_list(cfg.test_evaluator))
     for evaluator in evaluators:
         metric = evaluator.get('metric')
         if isinstance(metric, (list, tuple)):
@@ -140,4 +136,13 @@ def innermost(dataset: Any) -> Any:
     """Return the config of the data set inside wrappers."""
     while 'dataset' in dataset:
         dataset = dataset['dataset']
+    return dataset
+
+
+def tested_data(cfg: Config) -> Any:
+    """Return the config of the data set that a model is tested on, inside wrappers; empty if there is none."""
+    dataset = (cfg.get('test_dataloader') or cfg.get('val_dataloader') or {}).get('dataset') or {}
+    dataset = innermost(dataset)
+    while dataset.get('datasets'):
+        dataset = innermost(dataset['datasets'][0])
     return dataset

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,33 +15,13 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
 from swinv2_mm.checkpoints import WINDOWS_KEY
-from swinv2_mm.engine.bad_samples import BadSampleHook
-from swinv2_mm.engine.checkpoint_hook import AtomicCheckpointHook
-from swinv2_mm.engine.curves import CurvesHook
-from swinv2_mm.engine.drawing import SideBySideHook
+from swinv2_mm.engine.checkpoint_files import replace_file
+from swinv2_mm.engine.checkpoint_hook import write_report
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.heartbeat import HeartbeatHook
-from swinv2_mm.engine.interrupts import InterruptHook
-from swinv2_mm.engine.invalid_values import write_report
-from swinv2_mm.engine.metrics import write_metrics
-from swinv2_mm.engine.resume import ResumeStateHook
-from swinv2_mm.engine.workers import LoaderWorkersHook
+from swinv2_mm.ops.winograd import use_winograd
 from swinv2_mm.registry import HOOKS
 
-__all__ = [
-    'AtomicCheckpointHook',
-    'BadSampleHook',
-    'BatchSizeHook',
-    'CheckpointMatchHook',
-    'CurvesHook',
-    'HeartbeatHook',
-    'InterruptHook',
-    'InvalidLossHook',
-    'LoaderWorkersHook',
-    'MetricsFileHook',
-    'ResumeStateHook',
-    'SideBySideHook',
-]
+METRICS_FILE = 'metrics.json'
 
 
 @HOOKS.register_module()
@@ -96,11 +78,7 @@ class InvalidLossHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Count invalid losses.
-
-        Raises:
-            FloatingPointError: There were too many in a row.
-        """
+        """Count invalid losses."""
         found = (outputs or {}).get('loss', 0.0)
         loss = float(found.detach() if isinstance(found, torch.Tensor) else found)
         if math.isfinite(loss):
@@ -125,11 +103,21 @@ class MetricsFileHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Write the metrics of a validation or test."""
         if runner.rank == 0:
-            runner.logger.info(
-                f'metrics written to {write_metrics(metrics or {}, runner.work_dir)}'
-            )
+            path = Path(runner.work_dir) / METRICS_FILE
+            replace_file(path, f'{json.dumps(plain_metrics(metrics or {}), indent=2)}\n'.encode())
+            runner.logger.info(f'metrics written to {path}')
 
     after_test_epoch = after_val_epoch
+
+
+def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return metrics without the evaluator's prefix, unless two keys would become one; NaN and infinity as None."""
+    short = [key.rsplit('/', 1)[-1] for key in metrics]
+    plain: dict[str, float | None] = {}
+    for (key, value), name in zip(metrics.items(), short):
+        finite = round(float(value), 6) if math.isfinite(value) else None
+        plain[name if short.count(name) == 1 else key] = finite
+    return plain
 
 
 @HOOKS.register_module()
@@ -137,11 +125,7 @@ class CheckpointMatchHook(Hook):
     """Compare the model with the checkpoint that it is loaded from."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Warn if tensors are missing.
-
-        Raises:
-            SetupError: The checkpoint holds none of the model's tensors, or, when testing, not all of them.
-        """
+        """Warn if tensors are missing; refuse a checkpoint that holds none, or not all when testing."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = getattr(model, 'module', model)  # the model inside one for test-time augmentation
         loaded = {
@@ -157,6 +141,15 @@ class CheckpointMatchHook(Hook):
             if testing:
                 raise SetupError(f'{problem}: was it trained with another config?')
             runner.logger.warning(f'{problem}; they start from their initialisation.')
+
+
+@HOOKS.register_module()
+class WinogradHook(Hook):
+    """Let 3 x 3 convolutions of a model on a CPU use Winograd's algorithm; see `swinv2_mm.ops.winograd`."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Change the convolutions of the model."""
+        use_winograd(runner.model)
 
 
 def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:

@@ -30,7 +30,16 @@ from swinv2_mm.engine.config import (
     load_config,
     set_work_dir,
 )
-from swinv2_mm.engine.console import fail, log_file, say, start_logging, warn
+from swinv2_mm.engine.console import (
+    fail,
+    find_outside_cause,
+    log_file,
+    report_failure,
+    say,
+    start_logging,
+    warn,
+    was_interrupted,
+)
 from swinv2_mm.engine.devices import (
     GPU_KINDS,
     describe_device,
@@ -41,11 +50,14 @@ from swinv2_mm.engine.devices import (
     use_device,
 )
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, use_tta
-from swinv2_mm.engine.failures import find_outside_cause, report_failure, was_interrupted
-from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, ignore_signals, raise_interrupts
+from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, join_json, use_tta
+from swinv2_mm.engine.interrupts import (
+    EXIT_INTERRUPTED,
+    ignore_lost_workers,
+    ignore_signals,
+    raise_interrupts,
+)
 from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
-from swinv2_mm.engine.workers import ignore_lost_workers
 
 EXIT_OK = 0
 EXIT_CRASH = 1
@@ -70,18 +82,7 @@ def train(
 ) -> int:
     """Train the model of a config and write `metrics.json` of the last validation.
 
-    Args:
-        config: The config file.
-        work_dir: Folder for checkpoints, logs and metrics; default: the config's, else `work_dirs/<config>`.
-        resume: A checkpoint to go on from, `'auto'` for the newest of the work directory, or None to begin anew.
-        amp: Train in mixed precision.
-        auto_scale_lr: Scale the learning rate by the effective batch size.
-        max_iters: Run this many iterations, then validate; default: as long as the config says.
-        no_pretrained: Start from scratch where the config would start from pre-trained weights.
-        trust_checkpoint: Accept checkpoints as they are, with code to run or NaN weights.
-        device: A device of torch such as `'cpu'`, `'cuda:1'` or `'mps'`, or `'auto'`.
-        launcher: How the processes were started: `'none'`, `'pytorch'`, `'slurm'` or `'mpi'`.
-        cfg_options: Strings `KEY=VALUE` that override the config.
+    The arguments are the options of `tools/train.py`; `resume='auto'` is the newest checkpoint of the work directory.
 
     Returns:
         The exit code: 0, 1 after a crash, 2 if something outside the program is wrong, 130 if interrupted, 143 if
@@ -143,15 +144,7 @@ def evaluate(
 ) -> int:
     """Evaluate a checkpoint on the test set of a config and write `metrics.json`.
 
-    Args:
-        config: The config file.
-        checkpoint: The checkpoint, or a work directory for its newest one.
-        tta: Use test-time augmentation.
-        out: Where to keep the predictions: a pickle file for a detector, a folder of label PNGs for a segmentor.
-        show_dir: Folder for pictures of ground truth and prediction side by side.
-        show_max: Number of pictures at most.
-
-    For the other arguments and the exit code, see `train`.
+    The arguments are the options of `tools/test.py`; for the exit code, see `train`.
     """
 
     def run() -> int:
@@ -170,6 +163,8 @@ def evaluate(
         say(f'data: {len(runner.test_dataloader.dataset)} test images')
         runner.test()
         if out:
+            if runner.rank == 0:
+                join_json(out)
             say(f'predictions: {out}')
         if runner.rank == 0:
             say(f'log: {log_file()}')
@@ -179,13 +174,7 @@ def evaluate(
 
 
 def guarded(run: Callable[[], int], launcher: str = 'none', trust: bool = False) -> int:
-    """Run the body of a tool; report what goes wrong and return the exit code.
-
-    Args:
-        run: Returns the exit code.
-        launcher: See `train`.
-        trust: Whether to accept checkpoints as they are.
-    """
+    """Run the body of a tool, report what goes wrong, and return the exit code."""
     rank = process_rank(launcher)
     start_logging(rank)
     with restored_device(), guard_mmengine(), trust_checkpoints(trust):
@@ -241,10 +230,7 @@ def _require_keys(cfg: Config, keys: tuple[str, ...], otherwise: str) -> None:
 def checked_runner(
     cfg: Config, device: torch.device, kind: type[Runner], parts: tuple[str, ...]
 ) -> Runner:
-    """Return the runner of a config whose data have been checked.
-
-    It is built when the checks ask for a data set, so that they look at what the run uses and nothing is read twice.
-    """
+    """Return the runner of a config whose data have been checked, with the data sets that the checks have looked at."""
 
     @functools.cache
     def runner() -> Runner:

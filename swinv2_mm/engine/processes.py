@@ -16,17 +16,13 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from swinv2_mm.engine.failures import find_hint
+from swinv2_mm.engine.console import find_hint
 from swinv2_mm.engine.interrupts import EXIT_INTERRUPTED, EXIT_TERMINATED
 from swinv2_mm.engine.launch import EXIT_CRASH, EXIT_SETUP
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Run torchrun and return the exit code of the first process that failed, or 0.
-
-    Args:
-        arguments: Arguments of torchrun.
-    """
+    """Run torchrun and return the exit code of the first process that failed, or 0."""
     logging.disable(logging.CRITICAL)  # torchrun's own, in this process only
     if hasattr(signal, 'SIGUSR1'):  # torchrun passes SIGTERM on and would die of this one
         signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))

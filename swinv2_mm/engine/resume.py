@@ -14,13 +14,14 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.placed_batches import PlacedBatches, seed_generators
 from swinv2_mm.engine.schedules import (
     Pace,
+    PlacedBatches,
     check_optimizer,
     fingerprint,
     follow_config,
     needs_metrics,
+    seed_generators,
 )
 from swinv2_mm.registry import HOOKS
 
@@ -73,11 +74,7 @@ class ResumeStateHook(Hook):
             loop.run_iter = partial(self._run_iter, runner, loop.run_iter)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Set the position and the schedule of a training that is resumed.
-
-        Raises:
-            SetupError: The checkpoint is not one of a training, or the training cannot go on as configured.
-        """
+        """Set the position and the schedule of a training that is resumed."""
         state = checkpoint.pop(KEY, None)
         if not runner._resume or not isinstance(runner._train_loop, BaseLoop):
             return

@@ -1,13 +1,17 @@
-"""mmengine's Runner as `tools/train.py` and `tools/test.py` use it."""
+"""mmengine's Runner as `tools/train.py` and `tools/test.py` use it, and mixed precision without a GPU."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
@@ -15,6 +19,7 @@ from torch import nn
 from torch.nn import SyncBatchNorm
 
 from swinv2_mm.engine.console import continue_logging, say
+from swinv2_mm.registry import OPTIM_WRAPPERS
 
 
 @RUNNERS.register_module()
@@ -48,3 +53,17 @@ class EvaluationRunner(TrainingRunner):
 
     def dump_config(self) -> None:
         """Keep the config that the training wrote into the work directory."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class AutocastOptimWrapper(OptimWrapper):
+    """Run the forward pass under bfloat16 autocast of a device; mmengine's `AmpOptimWrapper` requires a GPU.
+
+    bfloat16 has the exponents of float32, so the loss needs no scaling.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """Return the context of the forward pass."""
+        with super().optim_context(model), torch.autocast(get_device(), dtype=torch.bfloat16):
+            yield

@@ -5,8 +5,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
+from swinv2_mm.apis.choices import METHODS
 from swinv2_mm.apis.config_text import Data, write_text
-from swinv2_mm.apis.model_parts import METHODS
 from swinv2_mm.engine.config import load_config
 
 

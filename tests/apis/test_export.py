@@ -6,7 +6,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from swinv2_mm.apis import export_check as check
+from swinv2_mm.apis import export_files as check
 from swinv2_mm.apis.export import build_graph, require_possible
 from swinv2_mm.apis.export_files import write
 from swinv2_mm.engine.console import import_library

@@ -16,7 +16,7 @@ from PIL import Image
 from random_models import CLASSIFIER, DETECTOR, SEGMENTOR, save_random_model
 
 from swinv2_mm import Predictor
-from swinv2_mm.apis import web, web_page
+from swinv2_mm.apis import web
 from swinv2_mm.apis.predictor import ImageError
 from swinv2_mm.datasets import generate_shapes
 
@@ -160,15 +160,15 @@ def test_what_is_no_picture_is_refused(tmp_path, monkeypatch):
     vector.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>')
     for file in (text, vector):
         with pytest.raises(ImageError, match=f'^{file.name} is not a picture.*choose JPEG, PNG'):
-            web_page.check_photo(str(file))
+            web.check_photo(str(file))
     Image.new('1', (20000, 10000)).save(bomb)
     with pytest.raises(ImageError, match=r'^bomb.png has more than 50 million pixels: .* --tile'):
-        web_page.check_photo(str(bomb))
+        web.check_photo(str(bomb))
     Image.new('1', (9000, 6000)).save(bomb)
     with pytest.raises(ImageError, match='million pixels'):
-        web_page.check_photo(str(bomb))
+        web.check_photo(str(bomb))
     Image.new('1', (900, 600)).save(bomb)
-    web_page.check_photo(str(bomb))
+    web.check_photo(str(bomb))
 
 
 def test_the_page_shows_what_predict_draws(tmp_path, photo, detector):
@@ -177,14 +177,12 @@ def test_the_page_shows_what_predict_draws(tmp_path, photo, detector):
     image, exif = Image.open(photo).convert('RGB'), Image.Exif()
     exif[0x0112] = 6
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'a.png', exif=exif)
-    file, text = web_page.predict_photo(predictor, str(tmp_path / 'a.png'), tmp_path / 'out.jpg')
+    file, text = web.predict_photo(predictor, str(tmp_path / 'a.png'), tmp_path / 'out.jpg')
     predictor(photo).save(tmp_path / 'expected.jpg')
     drawn, expected = cv2.imread(file), cv2.imread(str(tmp_path / 'expected.jpg'))
     assert drawn.shape == expected.shape and f'{image.width} x {image.height} pixels' in text
     assert np.abs(drawn.astype(int) - expected).mean() < (1 if photo.endswith('.png') else 8)
-    maps = web_page.draw_maps(
-        predictor, photo, file, 3, (drawn.shape[1] - 0.4, drawn.shape[0] - 0.4)
-    )
+    maps = web.draw_maps(predictor, photo, file, 3, (drawn.shape[1] - 0.4, drawn.shape[0] - 0.4))
     assert [item.shape for item in maps] == [(image.height, image.width, 3)] * 3
     assert (maps[0] != maps[1]).any()
 
@@ -197,16 +195,16 @@ def test_other_kinds_of_models(tmp_path, photo, config):
     predictor = Predictor(save_random_model(config, tmp_path), 'cpu')
     small = tmp_path / 'small.png'
     cv2.imwrite(str(small), cv2.resize(cv2.imread(photo), (48, 32)))
-    page = web_page.build_page(gradio, predictor, tmp_path)
+    page = web.build_page(gradio, predictor, tmp_path)
     shown = {
         block.label: block.visible
         for block in page.blocks.values()
         if isinstance(block, gradio.Slider)
     }
     assert shown == {'Score threshold': False, 'Tile size in pixels': config == SEGMENTOR}
-    file, text = web_page.predict_photo(predictor, str(small), tmp_path / 'out.jpg')
+    file, text = web.predict_photo(predictor, str(small), tmp_path / 'out.jpg')
     assert cv2.imread(file).shape == (149, 224, 3) and text.startswith('48 x 32 pixels')
-    assert web_page.draw_maps(predictor, str(small), file, 0, (223, 148))[2].shape == (32, 48, 3)
+    assert web.draw_maps(predictor, str(small), file, 0, (223, 148))[2].shape == (32, 48, 3)
 
 
 def test_a_port_in_use_and_a_missing_package(detector, tmp_path, monkeypatch, capsys):

@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from swinv2_mm.engine.autocast import AutocastOptimWrapper
 from swinv2_mm.engine.devices import available_devices, join_processes, process_rank, use_device
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.runner import AutocastOptimWrapper
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU here')
 

@@ -7,8 +7,13 @@ import torch
 from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
-from swinv2_mm.engine.console import continue_logging
-from swinv2_mm.engine.failures import find_hint, find_outside_cause, report_failure, was_interrupted
+from swinv2_mm.engine.console import (
+    continue_logging,
+    find_hint,
+    find_outside_cause,
+    report_failure,
+    was_interrupted,
+)
 from swinv2_mm.models.backbones.arch import resolve_arch
 
 

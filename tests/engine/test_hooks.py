@@ -4,12 +4,13 @@ import json
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, DefaultScope
 
 from swinv2_mm.engine.config import complete_config
-from swinv2_mm.engine.hooks import InvalidLossHook, MetricsFileHook
+from swinv2_mm.engine.hooks import InvalidLossHook, MetricsFileHook, plain_metrics
 
 NAN, FINE = {'loss': torch.tensor(float('nan'))}, {'loss': torch.tensor(1.0)}
 
@@ -80,3 +81,13 @@ def test_only_the_first_process_writes_metrics(tmp_path):
     runner.rank = 0
     MetricsFileHook().after_test_epoch(runner, {'coco/bbox_mAP': 0.5})
     assert json.loads((tmp_path / 'metrics.json').read_text()) == {'bbox_mAP': 0.5}
+
+
+def test_prefixes_go_unless_two_keys_would_become_one():
+    assert plain_metrics({'coco/bbox_mAP': 0.5, 'mIoU': 3}) == {'bbox_mAP': 0.5, 'mIoU': 3.0}
+    assert plain_metrics({'a/mAP': 0.5, 'b/mAP': 0.25}) == {'a/mAP': 0.5, 'b/mAP': 0.25}
+
+
+def test_metrics_are_plain_json_whatever_the_values():
+    metrics = plain_metrics({'mIoU': np.float32(40.119998931884766), 'mAcc': float('nan')})
+    assert metrics == {'mIoU': 40.119999, 'mAcc': None} and json.dumps(metrics)

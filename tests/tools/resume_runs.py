@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import swinv2_mm.engine.hooks  # noqa: F401  # registers them
+import swinv2_mm  # noqa: F401  # registers the hooks
 
 _runs = itertools.count()
 

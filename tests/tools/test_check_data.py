@@ -8,7 +8,7 @@ import cv2
 import pytest
 from tool_runs import DETECTION, ROOT, SEGMENTATION
 
-from swinv2_mm.engine.data_report import report
+from swinv2_mm.apis.data_report import report
 
 REAL_DATA = os.environ.get('SWINV2_MM_DATA', '')
 REAL = pytest.mark.skipif(

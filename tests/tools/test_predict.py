@@ -118,7 +118,7 @@ def test_label_maps_and_a_video(run_tool, models, photos, tmp_path):
 
 def test_a_large_tiff_is_read_by_windows(models, photos, tmp_path, monkeypatch):
     rasterio = pytest.importorskip('rasterio')
-    from swinv2_mm.apis import windows
+    from swinv2_mm.apis import tiles
     from swinv2_mm.apis.predict import predict
 
     image = cv2.resize(cv2.imread(str(photos / 'a/x.jpg')), (200, 150))
@@ -129,14 +129,14 @@ def test_a_large_tiff_is_read_by_windows(models, photos, tmp_path, monkeypatch):
         file.write(np.moveaxis(image[..., ::-1], 2, 0))
     options = dict(device='cpu', tile=64, batch=2, json_file=str(tmp_path / 'p.json'))
     for folder, largest in (('whole', 1 << 30), ('windows', 100)):
-        monkeypatch.setattr(windows, '_LARGEST_LOADED', largest)
+        monkeypatch.setattr(tiles, '_LARGEST_LOADED', largest)
         assert predict([str(path)], models['segmentor'], out=str(tmp_path / folder), **options) == 0
     labels = np.asarray(Image.open(tmp_path / 'whole/labels/map.png'))
     with rasterio.open(tmp_path / 'windows/labels/map.tif') as file:
         assert file.crs.to_epsg() == 32633 and file.transform == where
         assert (file.read(1) == labels).all() and len(np.unique(labels)) > 1
     for largest in (1 << 30, 100):
-        monkeypatch.setattr(windows, '_LARGEST_LOADED', largest)
+        monkeypatch.setattr(tiles, '_LARGEST_LOADED', largest)
         found = predict(
             [str(path)],
             models['detector'],

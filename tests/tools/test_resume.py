@@ -10,9 +10,9 @@ from tool_runs import DETECTION, SEGMENTATION, log_of
 from torch.utils.data import BatchSampler
 
 from swinv2_mm.engine.errors import SetupError
-from swinv2_mm.engine.placed_batches import PlacedBatches
 from swinv2_mm.engine.resume import is_sound
-from swinv2_mm.engine.schedules import Pace
+from swinv2_mm.engine.schedules import Pace, PlacedBatches
+from swinv2_mm.ops.winograd import WinogradConv2d
 
 WORKERS = {'train_dataloader.num_workers': 2, 'train_dataloader.persistent_workers': True}
 
@@ -91,6 +91,7 @@ def test_iterations_continue_to_the_last_digit(iterations, tmp_path, name, after
     assert_continues(iterations, rest, after)
     if not changes:
         assert (iterations.reads, rest.reads) == (10, 6)
+        assert WinogradConv2d in {type(module) for module in rest.runner.model.modules()}
 
 
 def test_a_detector_continues_over_wrapped_sets_without_an_infinite_sampler(shapes, tmp_path):

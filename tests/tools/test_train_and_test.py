@@ -109,7 +109,7 @@ def test_a_detector_is_evaluated_and_drawn(detector, run_tool, tmp_path):
     )
     pictures = sorted(shown.glob('*.png'))
     assert [path.name for path in pictures] == [f'shape_{index:05}.png' for index in range(3)]
-    assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)  # ground truth beside prediction
+    assert cv2.imread(str(pictures[0])).shape == (246, 456, 3)  # ground truth beside prediction
     assert f'pictures: 3 in {shown}' in process.stdout
     with predictions.open('rb') as file:
         assert len(pickle.load(file)) == 4
@@ -127,7 +127,7 @@ def test_a_segmentor_is_evaluated_with_flips_and_drawn(segmentor, run_tool, tmp_
     assert 'test-time augmentation: horizontal flip' in process.stdout
     assert set(json.loads((tmp_path / 'metrics.json').read_text())) == {'aAcc', 'mIoU', 'mAcc'}
     assert len(list(shown.glob('*.png'))) == 4
-    assert cv2.imread(str(shown / 'shape_00000.png')).shape == (64, 128, 3)
+    assert cv2.imread(str(shown / 'shape_00000.png')).shape == (246, 456, 3)
     assert cv2.imread(str(predictions / 'shape_00000.png'), cv2.IMREAD_UNCHANGED).max() <= 4
     assert_quiet(process, log_of(tmp_path))
 

@@ -16,8 +16,8 @@ from mmengine.structures import BaseDataElement
 from torch import distributed, nn
 
 import swinv2_mm  # noqa: F401  registers the hooks
-from swinv2_mm.engine.failures import report_failure
-from swinv2_mm.engine.workers import ignore_lost_workers
+from swinv2_mm.engine.console import report_failure
+from swinv2_mm.engine.interrupts import ignore_lost_workers
 
 
 class Samples(torch.utils.data.Dataset):

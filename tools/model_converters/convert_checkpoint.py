@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm_cli import add_trust, make_parser
+from swinv2_mm_cli import add_options, make_parser
 
 LAYOUTS = (
     'native',
@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='file to write: .pth or .safetensors')
     parser.add_argument('--to', choices=LAYOUTS, default='native', help='layout (default: native)')
     parser.add_argument('--dry-run', action='store_true', help='report only, write nothing')
-    add_trust(parser)
+    add_options(parser, '--trust-checkpoint')
     return parser.parse_args()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from swinv2_mm_cli import add_trust, make_parser
+from swinv2_mm_cli import add_options, make_parser
 
 
 def parse_args() -> argparse.Namespace:
@@ -15,7 +15,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'dst', help='file to write: model.safetensors becomes model-1a2b3c4d.safetensors'
     )
-    add_trust(parser)
+    add_options(parser, '--trust-checkpoint')
     return parser.parse_args()
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.registry import VISUALIZERS, DefaultScope
+from mmengine.registry import DefaultScope
 from tqdm import tqdm
 
+from swinv2_mm.apis.pictures import draw, write
+from swinv2_mm.apis.results import Prediction, categories_of
+from swinv2_mm.apis.side_by_side import truth_of
 from swinv2_mm.datasets.checks import (
     FILE_STAGES,
     PIPELINE_STAGES,
@@ -48,13 +51,7 @@ def report(
 ) -> int:
     """Check the data of a config and print what is found.
 
-    Args:
-        config: The config file.
-        split: The parts to check.
-        sample: Number of images and label files of each part to read; None for all.
-        json_file: Where to write the findings with all files and ids.
-        show_dir: Folder for pictures of samples with their annotations.
-        cfg_options: Strings `KEY=VALUE` that override the config.
+    The arguments are the options of `tools/check_data.py`; `sample=None` reads all files.
 
     Returns:
         The exit code: 0, or 2 if training would suffer.
@@ -134,11 +131,11 @@ def _statistics(data: ConfiguredData, part: str) -> dict[str, dict[str, Any]]:
 
 def _draw(data: ConfiguredData, folder: Path) -> int:
     """Draw what the pipelines make of samples of each part, and return the number of pictures."""
-    visualizer = VISUALIZERS.build(dict(data.cfg.visualizer, vis_backends=None, name='check_data'))
     drawn = 0
     for part in data.parts:
         dataset = data.dataset(part)
-        visualizer.dataset_meta = dataset.metainfo
+        categories = categories_of(dataset.metainfo)
+        multiband = find_step(dataset, 'LoadMultibandImage')
         with untouched_randomness():
             for index in spread(len(dataset), _PICTURES):
                 sample = prepare(dataset, index)
@@ -146,21 +143,14 @@ def _draw(data: ConfiguredData, folder: Path) -> int:
                     continue
                 truth = sample['data_samples']
                 image = sample['inputs'].permute(1, 2, 0).numpy()
-                multiband = find_step(dataset, 'LoadMultibandImage')
-                image = multiband.picture_of(image) if multiband else image[..., ::-1]
-                image = np.ascontiguousarray(image)
+                image = np.ascontiguousarray(
+                    multiband.picture_of(image)[..., ::-1] if multiband else image
+                )
                 if part != 'train' and 'ori_shape' in truth:  # annotations keep the original size
                     image = cv2.resize(image, truth.ori_shape[1::-1])
-                file = folder / f'{part}_{index:06d}.png'
-                file.parent.mkdir(parents=True, exist_ok=True)
-                if data.scope == 'mmpretrain':
-                    visualizer.visualize_cls(image, truth, out_file=str(file))
-                else:
-                    boxes: Any = getattr(truth.get('gt_instances'), 'bboxes', None)
-                    if hasattr(boxes, 'tensor'):  # mmdet draws tensors only
-                        truth.gt_instances.bboxes = boxes.tensor
-                    visualizer.add_datasample(
-                        file.stem, image, truth, draw_pred=False, out_file=str(file)
-                    )
+                prediction = Prediction(
+                    truth_of(truth, len(categories.names)), image, None, categories
+                )
+                write(folder / f'{part}_{index:06d}.png', draw(prediction))
                 drawn += 1
     return drawn
