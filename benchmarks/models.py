@@ -19,6 +19,7 @@ from benchmarks.results import median
 from benchmarks.task import Task, autocast, milliseconds
 from benchmarks.weights import load_weights
 from swinv2_mm.engine.config import enable_amp
+from swinv2_mm.ops.winograd import use_winograd
 
 TASKS = {
     'mask_rcnn': ('mmdet', 'mask-rcnn_swinv2_fpn.py', 'schedule_1x.py'),
@@ -64,6 +65,8 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
         model: Any = MODELS.build(cfg.model)
         model.init_weights()
         _share_weights(model, case, options)
+        if options['backbone'].startswith('ours'):  # as `swinv2-mm train`, `test` and `predict` do
+            use_winograd(model)
         model.to(case.device).train(case.mode == 'train')
         batch = _detection_batch(case) if scope == 'mmdet' else _segmentation_batch(case)
         info: dict[str, Any] = {}

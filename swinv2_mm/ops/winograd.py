@@ -81,16 +81,17 @@ def _transform(
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve (B, H, W, C_in) with (C_out, C_in, 3, 3) to (B, H, W, C_out)."""
+    """Convolve (B, H, W, C_in) with (C_out, C_in, 3, 3) to (B, C_out, H, W) in channels-last memory."""
     outputs, inputs = weight.shape[:2]
     kernels = (_KERNELS @ weight.reshape(-1, 9).t()).view(36, outputs, inputs).transpose(1, 2)
-    y = x.new_empty((*x.shape[:3], outputs))
+    shape = x.shape[0], outputs, *x.shape[1:3]
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device='cpu')
     bias = x.new_zeros(outputs) if bias is None else bias
     zeros, dropped = x.new_zeros(inputs), x.new_empty(outputs)
     for transform, (of_x, of_y) in _chunks(x, inputs, outputs):
         transform(_INPUT, x, of_x, zeros)
         torch.bmm(of_x, kernels, out=of_y)
-        transform(_OUTPUT, y, of_y, dropped, bias)
+        transform(_OUTPUT, y.permute(0, 2, 3, 1), of_y, dropped, bias)
     return y
 
 
@@ -106,31 +107,33 @@ def _kernel_gradient(grad: Tensor, x: Tensor) -> Tensor:
     return (_KERNELS.t() @ sums.view(36, -1)).t().reshape(outputs, inputs, 3, 3)
 
 
-def _transposed(maps: Tensor) -> Tensor:
-    """Return contiguous (B, M, N) with the last two axes swapped in memory."""
+def _transpose(x: Tensor, out: Tensor, rows: int, columns: int) -> Tensor:
+    """Copy `x` to a tensor of the same shape whose memory is that of `x` transposed, (B, rows, columns)."""
     from swinv2_mm.ops.llvm import winograd_kernel
 
-    if min(maps.shape[1:]) < runtime.lanes() or not maps.is_contiguous():
-        return maps.transpose(1, 2).contiguous()
-    out = maps.new_empty(maps.shape[0], maps.shape[2], maps.shape[1])
+    if min(rows, columns) < runtime.lanes():
+        return out.copy_(x)
     counter = torch.zeros(1, dtype=torch.int64, device='cpu')
-    arguments = [*(tensor.data_ptr() for tensor in (maps, out, counter)), *maps.shape]
+    arguments = [*(tensor.data_ptr() for tensor in (x, out, counter)), len(x), rows, columns]
     runtime.run(winograd_kernel.transpose(runtime.lanes()), arguments, torch.get_num_threads())
     return out
 
 
 def _channels_last(x: Tensor) -> Tensor:
     """Return (B, C, H, W) as contiguous (B, H, W, C)."""
-    last = x.permute(0, 2, 3, 1)
-    return last if last.is_contiguous() else _transposed(x.flatten(2)).view(last.shape)
+    if x.is_contiguous():
+        pixels = x.shape[2] * x.shape[3]
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        x = _transpose(x, out, x.shape[1], pixels)
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve (B, C_in, H, W) with (C_out, C_in, 3, 3), without gradients; the layout of memory is that of `x`."""
     y = _convolve(_channels_last(x), weight, bias)
     if not x.is_contiguous():
-        return y.permute(0, 3, 1, 2)
-    return _transposed(y.flatten(1, 2)).unflatten(2, y.shape[1:3])
+        return y
+    return _transpose(y, x.new_empty(y.shape), y.shape[2] * y.shape[3], y.shape[1])
 
 
 class _Convolution(torch.autograd.Function):

@@ -63,10 +63,23 @@ def test_the_layout_of_memory_is_that_of_the_input():
     assert torch.equal(y, conv(x))
 
 
-@pytest.mark.parametrize('shape', [(2, 16, 70), (1, 131, 16), (3, 64, 64), (2, 3, 9)])
-def test_transposition(shape):
+@pytest.mark.parametrize('shape', [(2, 16, 7, 10), (1, 131, 1, 16), (3, 64, 8, 8), (2, 3, 9, 1)])
+def test_channels_last_memory(shape):
     x = torch.randn(shape)
-    assert torch.equal(winograd._transposed(x), x.transpose(1, 2))
+    last = winograd._channels_last(x)
+    assert last.is_contiguous()
+    assert torch.equal(last, x.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_outputs_can_be_changed_in_place(layout):
+    conv, x = layer(), torch.randn(1, 32, 40, 40).contiguous(memory_format=layout)
+    conv(x).relu_().square().sum().backward()
+    grads = [weight.grad for weight in conv.parameters()]
+    conv.zero_grad()
+    F.conv2d(x, conv.weight, conv.bias, padding=1).relu_().square().sum().backward()
+    for grad, weight in zip(grads, conv.parameters()):
+        assert_near(grad, weight.grad.double())
 
 
 def test_second_derivatives_equal_those_of_torch():
