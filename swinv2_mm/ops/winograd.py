@@ -86,7 +86,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernels = (_KERNELS @ weight.reshape(-1, 9).t()).view(36, outputs, inputs).transpose(1, 2)
     shape = x.shape[0], outputs, *x.shape[1:3]
     y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device='cpu')
-    bias = x.new_zeros(outputs) if bias is None else bias
+    bias = x.new_zeros(outputs) if bias is None else bias.contiguous()
     zeros, dropped = x.new_zeros(inputs), x.new_empty(outputs)
     for transform, (of_x, of_y) in _chunks(x, inputs, outputs):
         transform(_INPUT, x, of_x, zeros)
