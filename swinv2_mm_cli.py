@@ -237,7 +237,8 @@ def _unknown(name: str) -> str:
 def _missing(what: str, name: str, known: Sequence[str]) -> str:
     """Return the message for an input that does not exist."""
     near = Path(name).name.removesuffix('.py' if what == 'config' else '')
-    close = difflib.get_close_matches(near, dict.fromkeys(known), n=3, cutoff=0.7)
+    begun = sorted({other for other in known if len(near) > 3 and other.startswith(near)})
+    close = begun or difflib.get_close_matches(near, dict.fromkeys(known), n=3, cutoff=0.7)
     meant = f'; did you mean {" or ".join(close)}?' if close else '.'
     return f'The {what} {name} does not exist{meant}'
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,6 +217,25 @@ def test_bad_yolo_files_are_named_and_left_out(source, made, tmp_path):
     expected = [one for one in source.expected('train') if one[0] not in gone]
     assert len(objects_of(built)) == len(expected)
     assert any('größer.JPG' in built.get_data_info(index)['img_path'] for index in range(4))
+
+
+@pytest.mark.parametrize(
+    'bad, kept', [('0 .5 abc\n0 .5 .5 .2 .2', 1), ('0 .5 abc', 0), ('99 .5 .5 .2 .2', 0)]
+)
+def test_an_image_whose_yolo_labels_are_bad_is_no_background(bad, kept, source, made, tmp_path):
+    root = tmp_path / 'data'
+    write_yolo(source, root)
+    image = sorted((root / 'images/train').iterdir())[0]
+    (root / 'labels/train' / f'{image.stem}.txt').write_text(bad)
+    code, printed, cfg = made('faster-rcnn_swinv2-nano')
+    assert code == 0, printed
+    assert 'lines of label files that cannot be used are left out: ' in printed
+    assert f'{image.stem}.txt: {bad[:2]}' in printed
+    assert ('none can be used are left out' in printed) == (not kept)
+    assert 'without an image' not in printed and 'background' not in printed
+    built = dataset(cfg, 'train')
+    names = [Path(built.get_data_info(index)['img_path']).name for index in range(len(built))]
+    assert (image.name in names) == bool(kept)
 
 
 def test_folders_without_data(made, tmp_path, source):

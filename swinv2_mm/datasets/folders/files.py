@@ -228,6 +228,15 @@ class CocoWriter:
         entry = dict(id=number, file_name=name, width=size[0], height=size[1])
         self._last['images'].append(entry)
 
+    def is_empty(self) -> bool:
+        """Return whether the last image has no annotations."""
+        images, annotations = self._last['images'], self._last['annotations']
+        return not annotations or annotations[-1]['image_id'] != images[-1]['id']
+
+    def drop(self) -> None:
+        """Leave out the last image."""
+        self._last['images'].pop()
+
     def label(self, name: str) -> int:
         """Return the number of a class, which is added if it is new."""
         if name not in self.classes:

@@ -22,6 +22,7 @@ from swinv2_mm.datasets.folders.files import (
 
 _LISTS = ('classes.txt', 'train.txt', 'val.txt', 'valid.txt', 'test.txt')
 _BAD_LABELS = 'label files that cannot be read are left out'
+_BAD_IMAGES = 'images with labels of which none can be used are left out'
 _BAD_LINES = 'lines of label files that cannot be used are left out'
 
 
@@ -39,8 +40,13 @@ def recognise(files: Files) -> list[Path]:
 def read(files: Files, found: list[Path], faults: Faults) -> Found:
     """Convert the labels. Images without a label file are background, as in Ultralytics."""
     settings = _settings(files)
-    labels = {image: path for path in found if (image := files.image_of(path)) is not None}
-    for path in sorted(set(files.ending('.txt')) - set(found)):
+    labels = {}
+    others = sorted(set(files.ending('.txt')) - set(found))
+    for path in (*others, *found):
+        image = files.image_of(path)
+        if image is not None and path.name not in _LISTS:
+            labels[image] = path
+    for path in sorted(set(others) - set(labels.values())):
         numbers = 'label' in str(path.parent).lower() or _is_numbers(files.head(path, 256))
         if path.name not in _LISTS and numbers and files.head(path, 1):
             faults.add('label files without an image are left out', path)
@@ -55,13 +61,18 @@ def read(files: Files, found: list[Path], faults: Faults) -> Found:
     whole = isinstance(shape, list) and all(isinstance(value, int) for value in shape)
     keypoints = int(np.prod(shape)) if whole else 0
     writer = CocoWriter(classes, faults)
+    empty = 0
     for image, size in image_sizes(files.root, files.images, faults).items():
         writer.image(image, size, listed.get(image))
         for row in rows.get(image, ()):
             where = f'{labels[image]}: {" ".join(f"{value:g}" for value in row[:5])}'
             with faults.guard(_BAD_LINES, where):
                 _add(writer, row[:5] if len(row) == 5 + keypoints else row)
-    empty = sum(not rows.get(image) for image in files.images)
+        if writer.is_empty() and image in labels and files.head(labels[image], 64).strip():
+            writer.drop()  # its objects would be learned as background
+            faults.add(_BAD_IMAGES, image)
+        elif writer.is_empty():
+            empty += 1
     if empty:
         notes.append(f'Images without objects, which are background: {empty}.')
     return writer.found('YOLO', files.root, notes)
