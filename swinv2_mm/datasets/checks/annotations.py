@@ -208,4 +208,6 @@ def _are_none(values: list[Any]) -> np.ndarray:
 
 def _are_repeated(values: list[Any]) -> np.ndarray:
     counts = Counter(values)
+    if len(counts) == len(values):
+        return np.zeros(len(values), bool)
     return np.array([value is not None and counts[value] > 1 for value in values], bool)

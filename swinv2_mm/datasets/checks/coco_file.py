@@ -109,8 +109,10 @@ class Polygons:
         ends = np.cumsum(self.lengths)
         owner = np.searchsorted(ends, np.flatnonzero(~np.isfinite(numbers)), 'right')
         self.finite = np.bincount(owner, minlength=len(polygons)) == 0
-        # Without the last number of odd ones, x and y alternate.
-        pairs = np.delete(numbers, ends[self.lengths % 2 == 1] - 1).reshape(-1, 2)
+        odd = self.lengths % 2 == 1
+        if odd.any():  # without their last numbers, x and y alternate
+            numbers = np.delete(numbers, ends[odd] - 1)
+        pairs = numbers.reshape(-1, 2)
         some, starts = points > 0, np.cumsum(points) - points
         self.lower, self.upper = np.full((2, len(polygons), 2), np.nan)
         if some.any():
