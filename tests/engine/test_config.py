@@ -50,7 +50,7 @@ def test_every_name_means_one_config():
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        (f'{NAME[:-1]}.py', f'does not exist; did you mean {NAME}\?'),
+        (f'{NAME[:-1]}.py', rf'does not exist; did you mean {NAME}\?'),
         (f'/data/{NAME}', f'does not exist; did you mean {NAME}'),
         ('./mnie.py', r'./mnie.py does not exist; did you mean mine\?'),
         ('quite_another', r'does not exist\.$'),
