@@ -49,7 +49,8 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python tools/dataset_converters/generate_shapes.py $(SHAPES_DIR)
-	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR)
+	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/train.py $(DEMO_CONFIG) --work-dir $(DEMO_DIR) \
+	  $(if $(wildcard $(DEMO_DIR)/*.pth),--resume)
 	SWINV2_MM_SHAPES=$(SHAPES_DIR) $(BIN)/python tools/test.py $(DEMO_CONFIG) $(DEMO_DIR)/last_checkpoint \
 	  --work-dir $(DEMO_DIR) --show-dir $(DEMO_DIR)/vis
 

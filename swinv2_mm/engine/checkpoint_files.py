@@ -15,6 +15,8 @@ from swinv2_mm.engine.errors import SetupError
 
 POINTER = 'last_checkpoint'
 """Name of the text file in which mmengine keeps the path of the newest checkpoint of a work directory."""
+INTERRUPTED = 'interrupted.pth'
+"""Name of the checkpoint of an interrupted run that saves by epoch; removed after the next checkpoint."""
 _TEMPORARY = '.tmp'
 
 
@@ -72,8 +74,29 @@ def require_checkpoint(path: str | Path) -> str:
     return str(found)
 
 
+def move_aside(folder: str | Path, begins: str | None, name: str) -> list[str]:
+    """Move checkpoints that a training would mix with its own into a subfolder `name`; return their names.
+
+    Args:
+        begins: the file in this folder that the training continues from: those of earlier steps stay. None: a training
+            from the start, so that none stays.
+    """
+    steps = {file: re.search(r'(?:epoch|iter)_(\d+)\.pth$', file.name) for file in Path(folder).glob('*.pth')}
+    last = re.search(r'(\d+)\.pth$', begins) if begins else None
+    if begins and last is None:  # of an interrupted training: the newest
+        return []
+    moved = []
+    for file, step in sorted(steps.items()):
+        ours = step or file.name == INTERRUPTED
+        if ours and (last is None or step is None or int(step[1]) > int(last[1])):
+            (file.parent / name).mkdir(exist_ok=True)
+            file.replace(file.parent / name / file.name)
+            moved.append(file.name)
+    return moved
+
+
 def newest_checkpoint(work_dir: str | Path) -> str | None:
-    """Return the checkpoint of a work directory with the most iterations whose file is whole, or None.
+    """Return the checkpoint of a work directory that was written last and is whole, or None.
 
     Warns about each damaged file that is passed over. `last_checkpoint` is only needed for checkpoints in another
     folder or on a server.
@@ -92,9 +115,9 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
         else:
             # Published weights have no message hub, without which mmengine does not resume.
             resumable = isinstance(content, dict) and 'message_hub' in content
-            iteration = content['meta'].get('iter') if resumable else None
-            if isinstance(iteration, int):
-                whole.append((iteration, file.stat().st_mtime_ns, file))
+            meta = content['meta'] if resumable else {}
+            if isinstance(meta.get('iter'), int):
+                whole.append((str(meta.get('time')), meta['iter'], file.stat().st_mtime_ns, file))
     for *_, file in sorted(whole, reverse=True):
         if not (damaged := _damaged_part(file)):
             return str(file)

@@ -18,7 +18,9 @@ from mmengine.structures import BaseDataElement
 from torch import nn
 
 from swinv2_mm.engine.checkpoint_files import (
+    INTERRUPTED,
     POINTER,
+    move_aside,
     newest_checkpoint,
     remove_temporary_files,
     replace_file,
@@ -26,8 +28,6 @@ from swinv2_mm.engine.checkpoint_files import (
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.registry import HOOKS
 
-INTERRUPTED = 'interrupted.pth'
-"""Name of the checkpoint of an interrupted run that saves by epoch; removed after the next checkpoint."""
 _OUTDATED = 'outdated_ckpt_ids'
 """Key of the message hub for steps whose files are removed after a checkpoint."""
 
@@ -100,6 +100,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 os.makedirs(self.out_dir, exist_ok=True)
                 remove_temporary_files(self.out_dir)
                 remove_temporary_files(runner.work_dir)
+                self._move_aside(runner)
                 self._remove([self.filename_tmpl.format(step) for step in info[_OUTDATED]])
         if self.save_best and len(self.key_indicators) == 1:
             self.best_ckpt_path = self._own_path(info.get('best_ckpt'))
@@ -107,6 +108,14 @@ class AtomicCheckpointHook(CheckpointHook):
             for key in self.key_indicators:
                 self.best_ckpt_path_dict[key] = self._own_path(info.get(f'best_ckpt_{key}'))
         self.saved_at = runner.iter
+
+    def _move_aside(self, runner: Runner) -> None:
+        """Move checkpoints of another training, or of later steps than this one begins at, into a subfolder."""
+        folder, begins = Path(self.out_dir).resolve(), Path(runner._load_from or '').resolve()
+        here = runner._resume and begins.parent == folder
+        name = f'earlier_{runner.timestamp}'
+        if moved := move_aside(folder, begins.name if here else None, name):
+            runner.logger.warning(f'moved to {folder / name}: {", ".join(moved)}')
 
     def after_train_iter(
         self,

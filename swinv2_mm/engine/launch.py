@@ -262,8 +262,8 @@ def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
             )
     elif resume is None and not cfg.get('resume') and any(Path(cfg.work_dir).glob('*.pth')):
         warn(
-            f'{cfg.work_dir} has checkpoints of an earlier training. This one begins from the start and replaces them: '
-            'pass --resume to continue, or another --work-dir.'
+            f'{cfg.work_dir} has checkpoints of an earlier training. This one begins from the start and moves them into a '
+            'subfolder: pass --resume to continue, or another --work-dir.'
         )
     if resume is not None:
         cfg.load_from, cfg.resume = require_checkpoint(resume), True

@@ -6,7 +6,12 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from swinv2_mm.engine.checkpoint_files import newest_checkpoint, replace_file, require_checkpoint
+from swinv2_mm.engine.checkpoint_files import (
+    move_aside,
+    newest_checkpoint,
+    replace_file,
+    require_checkpoint,
+)
 from swinv2_mm.engine.errors import SetupError
 
 
@@ -66,10 +71,35 @@ def test_the_pointer_may_name_another_folder_or_a_server(work_dir, tmp_path):
     assert newest_checkpoint(work_dir) == 's3://bucket/run/iter_7.pth'
 
 
-def test_the_number_of_iterations_counts_and_not_name_or_time(work_dir):
+@pytest.mark.parametrize(
+    ('times', 'newest'),
+    [((None, None), 'epoch_1.pth'), (('20250101_120001', '20250101_120000'), 'iter_1.pth')],
+)
+def test_what_the_file_says_counts_and_not_its_name_or_date(work_dir, times, newest):
     (work_dir / 'iter_2.pth').rename(work_dir / 'epoch_1.pth')
+    for name, time in zip(('iter_1.pth', 'epoch_1.pth'), times, strict=True):
+        content = torch.load(work_dir / name)
+        content['meta'].update({'time': time} if time else {})
+        torch.save(content, work_dir / name)
     os.utime(work_dir / 'epoch_1.pth', (0, 0))
-    assert newest_checkpoint(work_dir) == str(work_dir / 'epoch_1.pth')
+    assert newest_checkpoint(work_dir) == str(work_dir / newest)
+
+
+@pytest.mark.parametrize(
+    ('begins', 'stays'),
+    [
+        (None, []),
+        ('iter_2.pth', ['iter_1.pth', 'iter_2.pth']),
+        ('interrupted.pth', ['best_loss_iter_3.pth', 'interrupted.pth', 'iter_1.pth', 'iter_2.pth']),
+    ],
+)
+def test_checkpoints_of_another_training_are_moved_aside(work_dir, begins, stays):
+    others = [work_dir / name for name in ('swin_256.pth', 'interrupted.pth', 'best_loss_iter_3.pth')]
+    for file in others:
+        file.touch()
+    moved = move_aside(work_dir, begins, 'earlier')
+    assert sorted(file.name for file in work_dir.glob('*.pth')) == [*stays, 'swin_256.pth']
+    assert sorted(file.name for file in work_dir.glob('earlier/*')) == moved
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):

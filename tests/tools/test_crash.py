@@ -62,6 +62,25 @@ def test_a_signal_saves_the_iteration_and_ends(tiny, tmp_path, number, expected,
     assert not list((tmp_path / 'run').glob('.*'))
 
 
+@pytest.mark.parametrize('resume', [False, True])
+def test_a_training_that_is_killed_before_its_first_checkpoint_is_not_resumed_from_another(
+    tiny, tmp_path, resume
+):
+    keep = {'max_keep_ckpts': -1}
+    assert finish(tiny(iters=4, checkpoint=keep), 60)[0] == 0
+    folder = tmp_path / 'run'
+    if resume:  # from a damaged file to an older one
+        (folder / 'iter_4.pth').write_bytes(b'')
+    process = tiny(iters=10**6, sleep=0.2, checkpoint={'interval': 10**6}, resume=resume)
+    read_until(process, r'\(train\).*\[ *[3-5]/')
+    process.kill()
+    finish(process, 10)
+    newest = newest_checkpoint(folder)
+    assert newest == (str(folder / 'iter_3.pth') if resume else None)
+    moved = {file.name for file in folder.glob('earlier_*/*.pth')}
+    assert moved == {f'iter_{step}.pth' for step in ((4,) if resume else (1, 2, 3, 4))}
+
+
 def test_a_second_signal_ends_at_once(tiny):
     process = tiny(iters=10**6, sleep=30)
     read_until(process, 'Checkpoints will be saved')
