@@ -15,7 +15,7 @@ def main() -> int:
         'checkpoint', help='checkpoint file, or a work directory for its newest one'
     )
     parser.add_argument(
-        '--work-dir', help='folder for the log and metrics.json (default: work_dirs/<config>)'
+        '--work-dir', help='folder for the log and test_metrics.json (default: work_dirs/<config>)'
     )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument(

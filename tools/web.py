@@ -34,6 +34,8 @@ def main() -> int:
         example='model.test_cfg.rcnn.nms.iou_threshold=0.6',
     )
     args = parser.parse_args()
+    if not 0 <= args.port <= 65535:
+        parser.error(f'--port {args.port}: expected a number from 0 to 65535')
     if args.model is None:
         args.model = 'work_dirs/demo'
         if not os.path.exists(args.model):

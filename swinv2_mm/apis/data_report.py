@@ -83,7 +83,8 @@ def report(
         found = [dict(vars(finding), count=max(1, len(finding.items))) for finding in findings]
         content = dict(config=config, findings=found, statistics=statistics)
         Path(json_file).write_text(json.dumps(content, indent=1))
-    print(f'{errors} errors, {len(findings) - errors} warnings')
+    warnings = len(findings) - errors
+    print(f'{errors} error{"s" * (errors != 1)}, {warnings} warning{"s" * (warnings != 1)}')
     return EXIT_SUFFERS if errors else EXIT_OK
 
 
@@ -151,6 +152,7 @@ def _draw(data: ConfiguredData, folder: Path) -> int:
                 prediction = Prediction(
                     truth_of(truth, len(categories.names)), image, None, categories
                 )
-                write(folder / f'{part}_{index:06d}.png', draw(prediction))
+                stem = Path(truth.get('img_path') or '').stem
+                write(folder / part / f'{index:06d}_{stem}.png', draw(prediction))
                 drawn += 1
     return drawn

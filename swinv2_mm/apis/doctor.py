@@ -116,7 +116,9 @@ def _versions(names: list[str]) -> str:
 
 def _extra(packages: dict[str, str]) -> dict[str, Any]:
     """Return which packages of an extra are missing, and how to install them."""
-    missing = [pip for name, pip in packages.items() if importlib.util.find_spec(name) is None]
+    specs = {pip: importlib.util.find_spec(name) for name, pip in packages.items()}
+    # A folder without __init__.py is what an interrupted pip leaves.
+    missing = [pip for pip, spec in specs.items() if spec is None or spec.origin is None]
     return dict(missing=missing, install=f'pip install {" ".join(missing)}' if missing else None)
 
 

@@ -67,6 +67,9 @@ def new_config(
         if not root.is_dir():
             raise SetupError(f'The folder {folder} does not exist or is no folder.')
         root = Path(os.path.abspath(root))
+        named = re.sub(r'[^A-Za-z0-9-]+', '-', root.name)
+        if out or model:  # reading the data may take a while
+            _config_paths(out or f'{model}_{named}.py', force)
         try:
             found, faults = read_folder(root, layout)
             _split(found, split, folder)
@@ -78,11 +81,7 @@ def new_config(
             print(line)
         method, size = _chosen(model, kind)
         name = f'{method}_swinv2-{size}'.lstrip('_')
-        config = (
-            Path(out) if out else Path(f'{name}_{re.sub(r"[^A-Za-z0-9-]+", "-", root.name)}.py')
-        )
-        own = config.with_name(f'{config.stem}_data')
-        _require_free(config, own, force)
+        config, own = _config_paths(out or f'{name}_{named}.py', force)
         try:
             config.parent.mkdir(parents=True, exist_ok=True)
             data.parts = _write_data(found, root, own)
@@ -195,8 +194,10 @@ def _data_of(found: Found, root: Path, faults: Faults) -> tuple[str, Data]:
     return 'mixed' if 0 < bare < len(used) else 'boxes' if bare else 'masks', data
 
 
-def _require_free(config: Path, own: Path, force: bool) -> None:
-    """Check that nothing is overwritten that this command has not written."""
+def _config_paths(name: str, force: bool) -> tuple[Path, Path]:
+    """Return the config and the folder of its data; nothing is overwritten that this command has not written."""
+    config = Path(name)
+    own = config.with_name(f'{config.stem}_data')
     if config.suffix != '.py':
         raise SetupError(f'-o {config}: the name of a config ends in .py.')
     if own.exists() and not (own / MARKER).is_file():
@@ -205,6 +206,7 @@ def _require_free(config: Path, own: Path, force: bool) -> None:
     for path in (config, own):
         if path.exists() and not force:
             raise SetupError(f'{path} exists: overwrite it with --force, or name another with -o.')
+    return config, own
 
 
 def _summary(found: Found, data: Data, root: Path) -> str:

@@ -16,7 +16,7 @@ _SMALLEST_SIDE = 224
 """Pixels to which smaller pictures are enlarged, so that words can be read on them."""
 _LARGEST_JPEG = 65500
 _LEGEND = 24
-"""Number of classes that a legend lists."""
+"""Number of classes that a legend lists at most, the largest ones."""
 
 
 def draw(prediction: Prediction, side: int | None = None) -> np.ndarray:
@@ -165,7 +165,8 @@ def _draw_map(prediction: Prediction, size: tuple[int, int]) -> np.ndarray:
         mixed = cv2.addWeighted(picture[band], 0.5, shades[values[band]], 0.5, 0)
         picture[band][known] = mixed[known]
     counts = np.bincount(values.ravel(), minlength=len(categories.names))[: len(categories.names)]
-    shown = [label for label in np.argsort(-counts, kind='stable')[:_LEGEND] if counts[label]]
+    largest = np.argsort(-counts, kind='stable')[:_LEGEND]
+    shown = [label for label in largest if counts[label] >= values.size / 200]
     lines = [
         (f'{categories.names[label]} {counts[label] / values.size:.0%}', categories.colours[label])
         for label in shown
@@ -178,7 +179,8 @@ def _add_legend(picture: np.ndarray, lines: list[tuple[str, tuple[int, int, int]
     if not lines:
         return picture
     _, scale = _sizes(picture)
-    scale = min(scale, 0.9 * len(picture) / (len(lines) * 34))
+    scale = max(0.35, min(scale, 0.9 * len(picture) / (len(lines) * 34)))
+    lines = lines[: max(1, int(len(picture) / (scale * 64)))]  # half of the height
     step, pad, thick = round(32 * scale), round(12 * scale), max(1, round(scale * 1.6))
     widths = [cv2.getTextSize(text, _FONT, scale, thick)[0][0] for text, _ in lines]
     right, bottom = 3 * pad + step + max(widths), 2 * pad + step * len(lines)

@@ -60,7 +60,7 @@ def predict(
             outputs = _Outputs(stack, predictor, sources, Path(out), json_file, csv_file, pictures)
             done, failed, elapsed = _predict_all(predictor, sources, outputs)
         speed = f', {done / elapsed:.1f} images/s' if done else ''
-        say(f'{done} images{speed}; {failed} of {len(sources)} inputs failed')
+        say(f'{done} image{"s" * (done != 1)}{speed}; {failed} of {len(sources)} inputs failed')
         for written in outputs.written():
             say(written)
         return EXIT_SETUP if failed == len(sources) else EXIT_OK

@@ -222,12 +222,14 @@ def categories_of(meta: dict[str, Any], count: int = 0) -> Categories:
     names += tuple(f'class {index}' for index in range(len(names), count))
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(names):
-        import supervision
+        from matplotlib import colormaps
 
-        default = supervision.ColorPalette.DEFAULT
-        palette = [default.by_idx(index).as_rgb() for index in range(len(names))]
-    colours = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
-    return Categories(names, tuple(range(len(names))), colours)
+        # Pairs of a strong colour and a light one: the strong ones come first.
+        order = [*range(0, 20, 2), *range(1, 20, 2)]
+        colours = (255 * colormaps['tab20'](order)[:, :3]).round()
+        palette = [colours[index % 20] for index in range(len(names))]
+    rgb = tuple((int(red), int(green), int(blue)) for red, green, blue in palette)
+    return Categories(names, tuple(range(len(names))), rgb)
 
 
 def reduces_zero_label(cfg: Config) -> bool:

@@ -128,6 +128,7 @@ def _import_gradio(host: str) -> Any:
         os.environ[name] = ','.join(filter(None, [os.environ.get(name), 'localhost', host]))
     try:
         import gradio
+        from gradio import Blocks  # noqa: F401  not there if only a rest of the package is
     except ImportError as error:
         raise SetupError(f"The web page needs gradio: pip install '.[web]' ({error}).") from error
     return gradio

@@ -81,7 +81,10 @@ def move_aside(folder: str | Path, begins: str | None, name: str) -> list[str]:
         begins: the file in this folder that the training continues from: those of earlier steps stay. None: a training
             from the start, so that none stays.
     """
-    steps = {file: re.search(r'(?:epoch|iter)_(\d+)\.pth$', file.name) for file in Path(folder).glob('*.pth')}
+    steps = {
+        file: re.search(r'(?:epoch|iter)_(\d+)\.pth$', file.name)
+        for file in Path(folder).glob('*.pth')
+    }
     last = re.search(r'(\d+)\.pth$', begins) if begins else None
     if begins and last is None:  # of an interrupted training: the newest
         return []

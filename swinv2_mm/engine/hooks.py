@@ -98,16 +98,24 @@ class InvalidLossHook(Hook):
 
 @HOOKS.register_module()
 class MetricsFileHook(Hook):
-    """Write the metrics of the last evaluation to `metrics.json` in the work directory."""
+    """Write the metrics of the last validation to `metrics.json` in the work directory, and of a test to
+    `test_metrics.json`.
+    """
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Write the metrics of a validation or test."""
+        """Write the metrics of a validation."""
+        self._write(runner, metrics, METRICS_FILE)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Write the metrics of a test."""
+        self._write(runner, metrics, f'test_{METRICS_FILE}')
+
+    @staticmethod
+    def _write(runner: Runner, metrics: dict[str, float] | None, name: str) -> None:
         if runner.rank == 0:
-            path = Path(runner.work_dir) / METRICS_FILE
+            path = Path(runner.work_dir) / name
             replace_file(path, f'{json.dumps(plain_metrics(metrics or {}), indent=2)}\n'.encode())
             runner.logger.info(f'metrics written to {path}')
-
-    after_test_epoch = after_val_epoch
 
 
 def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:

@@ -142,7 +142,7 @@ def evaluate(
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
 ) -> int:
-    """Evaluate a checkpoint on the test set of a config and write `metrics.json`.
+    """Evaluate a checkpoint on the test set of a config and write `test_metrics.json`.
 
     The arguments are the options of `tools/test.py`; for the exit code, see `train`.
     """
@@ -262,8 +262,8 @@ def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
             )
     elif resume is None and not cfg.get('resume') and any(Path(cfg.work_dir).glob('*.pth')):
         warn(
-            f'{cfg.work_dir} has checkpoints of an earlier training. This one begins from the start and moves them into a '
-            'subfolder: pass --resume to continue, or another --work-dir.'
+            f'{cfg.work_dir} has checkpoints of an earlier training. This one begins from the start and moves them '
+            'into a subfolder: pass --resume to continue, or another --work-dir.'
         )
     if resume is not None:
         cfg.load_from, cfg.resume = require_checkpoint(resume), True

@@ -90,11 +90,16 @@ def test_what_the_file_says_counts_and_not_its_name_or_date(work_dir, times, new
     [
         (None, []),
         ('iter_2.pth', ['iter_1.pth', 'iter_2.pth']),
-        ('interrupted.pth', ['best_loss_iter_3.pth', 'interrupted.pth', 'iter_1.pth', 'iter_2.pth']),
+        (
+            'interrupted.pth',
+            ['best_loss_iter_3.pth', 'interrupted.pth', 'iter_1.pth', 'iter_2.pth'],
+        ),
     ],
 )
 def test_checkpoints_of_another_training_are_moved_aside(work_dir, begins, stays):
-    others = [work_dir / name for name in ('swin_256.pth', 'interrupted.pth', 'best_loss_iter_3.pth')]
+    others = [
+        work_dir / name for name in ('swin_256.pth', 'interrupted.pth', 'best_loss_iter_3.pth')
+    ]
     for file in others:
         file.touch()
     moved = move_aside(work_dir, begins, 'earlier')

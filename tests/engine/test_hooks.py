@@ -80,7 +80,7 @@ def test_only_the_first_process_writes_metrics(tmp_path):
     assert not list(tmp_path.iterdir())
     runner.rank = 0
     MetricsFileHook().after_test_epoch(runner, {'coco/bbox_mAP': 0.5})
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == {'bbox_mAP': 0.5}
+    assert json.loads((tmp_path / 'test_metrics.json').read_text()) == {'bbox_mAP': 0.5}
 
 
 def test_prefixes_go_unless_two_keys_would_become_one():

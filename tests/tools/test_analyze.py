@@ -114,7 +114,7 @@ def test_a_model_is_run(run_tool, root, tmp_path, config):
             env=env,
         )
         assert test.returncode == 0, test.stderr
-        metrics = json.loads((tmp_path / 'w/metrics.json').read_text())
+        metrics = json.loads((tmp_path / 'w/test_metrics.json').read_text())
         assert np.trace(matrix) / matrix.sum() * 100 == pytest.approx(metrics['aAcc'], abs=0.01)
         head, *_, mean = rows(out / 'classes.csv')
         found = float(mean[head.index('IoU')]) * 100

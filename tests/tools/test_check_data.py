@@ -23,8 +23,9 @@ def test_clean_data(root, capsys, tmp_path, config):
     assert '0 errors, ' in seen and 'error ' not in seen
     assert 'train: images by longer side, up to: 64 4' in seen or '64 ' in seen
     assert 'by class: ' in seen
-    pictures = sorted((tmp_path / 'drawn').iterdir())
-    assert pictures[0].name == 'train_000000.png' and pictures[-1].name.startswith('val_')
+    pictures = sorted((tmp_path / 'drawn').glob('*/*.png'))
+    first = 'train/000000_shape_00000.png'
+    assert str(pictures[0]).endswith(first) and pictures[-1].parent.name == 'val'
     assert len({cv2.imread(str(picture)).tobytes() for picture in pictures}) == len(pictures)
 
 

@@ -72,7 +72,7 @@ def test_a_classifier_is_evaluated_drawn_and_dumped(classifier, run_tool, data, 
     assert_ok(process)
     assert 'data: 360 test images' in process.stdout
     trained = json.loads((work_dir / 'metrics.json').read_text())
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == pytest.approx(trained)
+    assert json.loads((tmp_path / 'test_metrics.json').read_text()) == pytest.approx(trained)
     assert 'pictures: 3 in' in process.stdout
     pictures = sorted((tmp_path / 'vis').iterdir())
     assert len(pictures) == 3

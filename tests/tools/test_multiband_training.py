@@ -97,14 +97,14 @@ def test_six_bands_from_rgb_weights_to_pictures(folder, run_tool, tmp_path):
     command = ('tools/test.py', tmp_path / 'multiband.py', tmp_path / 'run', *options)
     run = run_tool(*command, '--show-dir', pictures, env=env)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert 0 <= json.loads((tmp_path / 'run/metrics.json').read_text())['mIoU'] <= 100
+    assert 0 <= json.loads((tmp_path / 'run/test_metrics.json').read_text())['mIoU'] <= 100
     assert len(list(pictures.iterdir())) == 3
     drawn = cv2.imread(str(sorted(pictures.iterdir())[0]))
     assert drawn.std() > 20
     shown = tmp_path / 'shown'
     run = run_tool('tools/check_data.py', tmp_path / 'multiband.py', '--show-dir', shown, env=env)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert len(list(shown.iterdir())) == 6
+    assert len(list(shown.glob('*/*.png'))) == 6
     next((folder / 'images/train').iterdir()).write_bytes(b'text')
     run = run_tool('tools/check_data.py', tmp_path / 'multiband.py', '--split', 'train', env=env)
     assert run.returncode == 2

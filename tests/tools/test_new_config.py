@@ -281,7 +281,7 @@ def test_hostile_files(source, made, tmp_path):
     shutil.rmtree(root)
     write_yolo(source, root)
     (root / 'data.yaml').write_text('names: !!python/object/apply:os.system ["touch /tmp/owned"]')
-    code, printed, _ = made('faster-rcnn_swinv2-nano')
+    code, printed, _ = made('faster-rcnn_swinv2-nano', force=True)
     assert code == 2 and 'data.yaml cannot be read' in printed
 
 

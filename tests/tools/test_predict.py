@@ -195,7 +195,7 @@ def test_results_of_a_test_set_as_json(run_tool, models, root, tmp_path, annotat
     assert set(results[0]) == {'image_id', 'bbox', 'score', 'category_id', 'segmentation'}
     assert {item['image_id'] for item in results} <= {image['id'] for image in content['images']}
     assert len(COCO(str(ann_file)).loadRes(results).anns) == len(results)
-    metrics = json.loads((tmp_path / 'work/metrics.json').read_text())
+    metrics = json.loads((tmp_path / 'work/test_metrics.json').read_text())
     assert ('bbox_mAP' in metrics) == annotated
 
 

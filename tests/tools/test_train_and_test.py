@@ -104,7 +104,7 @@ def test_a_detector_is_evaluated_and_drawn(detector, run_tool, tmp_path):
         '--show-max', 3, '--out', predictions, '--cfg-options', *FAST,
     )  # fmt: skip
     assert_ok(process)
-    assert json.loads((tmp_path / 'metrics.json').read_text()) == json.loads(
+    assert json.loads((tmp_path / 'test_metrics.json').read_text()) == json.loads(
         (trained / 'metrics.json').read_text()
     )
     pictures = sorted(shown.glob('*.png'))
@@ -125,7 +125,7 @@ def test_a_segmentor_is_evaluated_with_flips_and_drawn(segmentor, run_tool, tmp_
     )  # fmt: skip
     assert_ok(process)
     assert 'test-time augmentation: horizontal flip' in process.stdout
-    assert set(json.loads((tmp_path / 'metrics.json').read_text())) == {'aAcc', 'mIoU', 'mAcc'}
+    assert set(json.loads((tmp_path / 'test_metrics.json').read_text())) == {'aAcc', 'mIoU', 'mAcc'}
     assert len(list(shown.glob('*.png'))) == 4
     assert cv2.imread(str(shown / 'shape_00000.png')).shape == (246, 456, 3)
     assert cv2.imread(str(predictions / 'shape_00000.png'), cv2.IMREAD_UNCHANGED).max() <= 4

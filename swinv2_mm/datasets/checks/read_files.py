@@ -168,6 +168,8 @@ def _why_missing(path: str, missing: OSError) -> str:
     """Return why a file cannot be opened, with the name of a similar one beside it."""
     if not isinstance(missing, FileNotFoundError):
         return f'cannot be opened ({missing.strerror})'
+    if '\\' in path and Path(path.replace('\\', '/')).is_file():
+        return 'do not exist (there are files with / instead of \\ in the name)'
     wanted = _plain(path)
     with suppress(OSError):
         for beside in Path(path).parent.iterdir():

@@ -97,6 +97,14 @@ def test_an_image_that_is_listed_and_missing(finds, detection, root, damage, tex
     assert message.startswith(f'error: 1 of 6 image files read of train_dataloader.dataset {text}')
 
 
+def test_an_image_that_is_listed_with_backslashes(finds, detection, root):
+    path = root / 'annotations/instances_training.json'
+    text = path.read_text()
+    path.write_text(text.replace('shape_00003.png', r'..\\training\\shape_00003.png'))
+    (message,) = finds(check_images, detection, TRAIN)
+    assert r'do not exist (there are files with / instead of \ in the name): ' in message
+
+
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'P', '1'])
 def test_images_of_usual_kinds_pass(finds, segmentation, root, mode):
     write(mode)(root / IMAGE)
