@@ -1,6 +1,6 @@
 """Registries of this package.
 
-`MODELS`, `DATASETS`, `TRANSFORMS`, `HOOKS`, `OPTIM_WRAPPERS` and `VISBACKENDS` are children of mmengine's root
+`MODELS`, `DATASETS`, `TRANSFORMS`, `HOOKS` and so on are children of mmengine's root
 registries with the scope `swinv2_mm`. mmengine imports their modules when a config names one, so
 `type='swinv2_mm.SwinTransformerV2'` builds the backbone in every scope.
 
@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from mmengine import registry
+from mmengine.config.utils import MODULE2PACKAGE
 
 BACKBONES = ('SwinTransformerV2', 'SwinTransformerV2CR')
 
@@ -34,6 +35,10 @@ HOOKS = _child(
 )
 VISBACKENDS = _child(registry.VISBACKENDS, 'engine.curves')
 OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'engine.runner')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optimizer')
+
+# `_base_` and `get_config` take `swinv2_mm::NAME`, and `mmseg::NAME` also where OneDL's package is installed.
+MODULE2PACKAGE.update(swinv2_mm='swinv2_mm', mmseg='mmseg')
 
 T = TypeVar('T', bound=type)
 

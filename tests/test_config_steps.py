@@ -1,5 +1,6 @@
 """Run a training and a prediction step of every config, on data in its layout."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -8,15 +9,18 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, set_random_seed
-from test_configs import LEAVES, REAL_DATA, SMALL, read, scope_of
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from test_configs import CONFIGS, LEAVES, REAL_DATA, SMALL, read, scope_of
 
 from swinv2_mm.datasets import generate_shapes
-from swinv2_mm.engine.config import drop_pretrained
+from swinv2_mm.engine.config import dicts_in, drop_pretrained, load_config
 from swinv2_mm.models.backbones.arch import resolve_arch
 from swinv2_mm.models.layers import DeformableSwinBlock
 
@@ -87,7 +91,7 @@ def tiny_data(tmp_path_factory) -> Path:
 def at_data(monkeypatch, root: Path, leaf: str) -> Config:
     monkeypatch.setenv('SWINV2_MM_DATA', str(root))
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(root / 'shapes'))
-    return read(leaf)
+    return load_config(str(CONFIGS / leaf))
 
 
 def shrink(cfg: Config) -> None:
@@ -97,19 +101,23 @@ def shrink(cfg: Config) -> None:
     cfg.model.backbone.arch = dict(
         embed_dims=arch.embed_dims, depths=(1,) * len(arch.depths), num_heads=arch.num_heads
     )
+    small = dict(scale=(96, 64), scales=[(96, 64)])
+    small |= dict.fromkeys(('crop_size', 'img_scale', 'size'), (64, 64))
+    for part in dicts_in(cfg._cfg_dict):
+        part.update({key: value for key, value in small.items() if key in part})
+        if part.get('ratio_range', [1])[0] < 0.5:  # objects would be lost
+            part.ratio_range = (1.0, 1.0)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
-        for transform in loader.dataset.pipeline:
-            if 'scale' in transform:
-                transform.scale = (96, 64)
-            if 'crop_size' in transform:
-                transform.crop_size = (64, 64)
     cfg.train_dataloader.batch_size = 2
-    if 'size' in cfg.model.data_preprocessor:
-        cfg.model.data_preprocessor.size = (64, 64)
     if cfg.default_scope == 'mmdet':
-        cfg.model.train_cfg.rpn_proposal.max_per_img = cfg.model.test_cfg.rpn.max_per_img = 32
-        cfg.model.test_cfg.rcnn.score_thr = 0.0  # an untrained detector has low scores
+        for part in (cfg.model.get('train_cfg') or {}, cfg.model.test_cfg):
+            for proposals in ('rpn', 'rpn_proposal'):
+                part.get(proposals, {}).update(max_per_img=32, allowed_border=-1)
+        # An untrained detector has low scores.
+        cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg).score_thr = 0.0
+    if 'num_queries' in cfg.model:  # no more than there are positions
+        cfg.model.num_queries = 20
 
 
 def annotations_in(data_samples: list) -> int:
@@ -119,7 +127,22 @@ def annotations_in(data_samples: list) -> int:
     return sum(int((sample.gt_sem_seg.data != 255).sum()) for sample in data_samples)
 
 
-@pytest.mark.parametrize('leaf', LEAVES)
+IN_LAYOUT = [
+    leaf for leaf in LEAVES if re.search('(coco|ade20k|pennfudan|camvid|shapes)[^/]*py$', leaf)
+]
+IN_LAYOUT = [leaf for leaf in IN_LAYOUT if not re.search('panoptic|stuff', leaf)]
+# One config of each method runs always, those of other sizes and windows with the long tests.
+VARIANT = re.compile('-[sblg]-p4|-w(16|20|32|40)_|-w20-|lsj-100e|mask_rcnn/.*ms-crop')
+
+
+def variants_are_long(leaves):
+    return [
+        pytest.param(leaf, marks=pytest.mark.long) if VARIANT.search(leaf) else leaf
+        for leaf in leaves
+    ]
+
+
+@pytest.mark.parametrize('leaf', variants_are_long(IN_LAYOUT))
 def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data, monkeypatch):
     cfg = at_data(monkeypatch, tiny_data, leaf)
     shrink(cfg)
@@ -147,8 +170,38 @@ def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data,
             for batch in loader:
                 evaluator.process(model.eval().val_step(batch), batch)
         metrics = evaluator.evaluate(len(loader.dataset))
-    key = cfg.default_hooks.checkpoint.save_best
+    key = cfg.default_hooks.checkpoint.get('save_best')
     assert key is None or key in metrics
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('leaf', [leaf for leaf in LEAVES if leaf not in IN_LAYOUT])
+def test_a_training_and_a_prediction_step_of_models_for_other_data(leaf):
+    cfg = read(leaf)
+    shrink(cfg)
+    with scope_of(cfg):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        if cfg.default_scope == 'mmdet':
+            panoptic = 'panoptic' in leaf
+            batch = demo_mm_inputs(
+                2, (3, 64, 96), num_classes=8, with_mask=True, with_semantic=panoptic
+            )
+        else:
+            samples = []
+            for _ in range(2):
+                sample = SegDataSample(metainfo=dict(img_shape=(64, 64), ori_shape=(64, 64)))
+                sample.gt_sem_seg = PixelData(data=torch.randint(0, 19, (1, 64, 64)))
+                samples.append(sample)
+            batch = dict(
+                inputs=[torch.zeros(3, 64, 64, dtype=torch.uint8)] * 2, data_samples=samples
+            )
+        losses = model.train().train_step(copy.deepcopy(batch), wrapper)
+        assert torch.isfinite(losses['loss'])
+        with torch.no_grad():
+            found = model.eval().val_step(batch)
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize('leaf', SMALL)

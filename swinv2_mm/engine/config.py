@@ -34,6 +34,7 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise SetupError(f'The config {path} cannot be read: {_described(error)}') from error
+    _localise(cfg)
     merge_options(cfg, options)
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
@@ -50,6 +51,21 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
             f"The config {path} asks for runner_type={cfg.runner_type!r}: run it with its library's own tool."
         )
     return cfg
+
+
+def _localise(cfg: Config) -> None:
+    """Look for data of configs of other libraries where this package's configs do, below SWINV2_MM_DATA.
+
+    mmengine marks what a config takes from `swinv2_mm::...` as this package's, whose registries do not have the
+    classes of MMDetection and MMSegmentation: the mark is removed.
+    """
+    root = os.environ.get('SWINV2_MM_DATA', '')
+    for part in dicts_in(cfg._cfg_dict):
+        if part.get('_scope_') == 'swinv2_mm':
+            del part['_scope_']
+        for key, value in part.items() if root else ():
+            if isinstance(value, str) and value.startswith('data/'):
+                part[key] = os.path.join(root, value.removeprefix('data/'))
 
 
 def _require_library(path: str, scope: str) -> None:

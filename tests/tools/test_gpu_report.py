@@ -120,7 +120,8 @@ def test_detectors_are_compared_in_training_and_inference(measured):
         assert row['fastest_peer'] in ('mmpretrain', 'swin_v1')
         if row['mode'] == 'train':
             assert all(loss > 0 for loss in row['losses'].values())
-    assert set(rows[0]['parts_ms']) == {'backbone', 'neck', 'rpn_head', 'roi_head'}
+    parts = {'backbone', 'neck', 'rpn_head', 'roi_head', 'boxes', 'masks'}
+    assert set(rows[0]['parts_ms']) == parts
     assert rows[0]['detections'] > 0  # there was something to process
     assert set(rows[2]['parts_ms']) == {'backbone', 'decode_head'}
 

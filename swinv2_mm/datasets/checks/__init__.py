@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 
-from swinv2_mm.datasets.checks import classes, files, samples, settings
+from swinv2_mm.datasets.checks import classes, files, model, samples, settings
 from swinv2_mm.datasets.checks.annotations import check_json
 from swinv2_mm.datasets.checks.configured import ConfiguredData
 from swinv2_mm.datasets.checks.finding import Finding
@@ -35,7 +35,7 @@ READING_STAGES: tuple[tuple[Check, ...], ...] = (
 )
 """Checks that build the data sets and read images and label files."""
 PIPELINE_STAGES: tuple[tuple[Check, ...], ...] = (
-    (settings.check_epoch_length, settings.check_single_images),
+    (model.check_model, settings.check_epoch_length, settings.check_single_images),
     (samples.check_annotations, samples.check_label_maps, samples.check_image_labels),
     (settings.check_batches,),
 )

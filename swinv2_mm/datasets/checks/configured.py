@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -193,7 +194,7 @@ class ConfiguredData:
 
     def _model_of_config(self) -> Any:
         with DefaultScope.overwrite_default_scope(self.scope):
-            return MODELS.build(self.cfg.model)
+            return MODELS.build(copy.deepcopy(self.cfg.model))  # some models change theirs
 
 
 def has_class_folders(cfg: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -186,3 +187,16 @@ def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
     steps = iter(range(sum(depths)))
     last = max(sum(depths) - 1, 1)
     return [[rate * next(steps) / last for _ in range(depth)] for depth in depths]
+
+
+def layer_depth(name: str, depths: Sequence[int]) -> tuple[int, int]:
+    """Return the depth of a parameter of a backbone, and the number of layers: patch embedding, blocks and the head.
+
+    Downsampling belongs to the block before it, and an output norm to the last block of its stage.
+    """
+    layer = re.match(r'(?:layers\.|norm)(\d+)(?:\.blocks\.(\d+))?', name)
+    if layer is None:
+        return 0, sum(depths) + 2
+    stage = int(layer[1])
+    block = depths[stage] - 1 if layer[2] is None else int(layer[2])
+    return 1 + sum(depths[:stage]) + block, sum(depths) + 2

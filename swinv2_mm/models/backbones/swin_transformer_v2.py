@@ -24,6 +24,7 @@ from swinv2_mm.models.backbones.arch import (
     check_rate,
     check_resolution,
     drop_path_schedule,
+    layer_depth,
     per_stage_windows,
     resolve_arch,
 )
@@ -320,6 +321,10 @@ class SwinTransformerV2(BaseModule):
                 x = layer.downsample(x)
         tidy_memory(images)
         return tuple(outs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Return the depth of a parameter's layer, 0 for the patch embedding, and the number of layers."""
+        return layer_depth(param_name.removeprefix(prefix), self.arch.depths)
 
     def train(self, mode: bool = True) -> SwinTransformerV2:
         """Set the training mode; modules under `frozen_stages` and `norm_eval` stay in eval mode."""

@@ -72,6 +72,7 @@ def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **settings:
     """Like `deform_conv_forward`, with a factor per sample, `mask` (B, G * Kh * Kw, Ho, Wo), and a bias (D,)."""
     input, weight, bias, _, offset, mask, output, _ = tensors
     given = bias if with_bias else None
+    offset, mask = _of_size(offset, output), _of_size(mask, output)
     output.copy_(_convolve(input, weight, offset, mask, given, settings))
 
 
@@ -79,10 +80,25 @@ def modulated_deform_conv_backward(*tensors: Tensor, with_bias: bool, **settings
     """Add all gradients of `modulated_deform_conv_forward` to their buffers."""
     input, weight, _, _, offset, mask, _, *buffers, grad_output = tensors
     grad_input, grad_weight, grad_bias, grad_offset, grad_mask = buffers
+    offset, mask, grad_offset, grad_mask = (
+        _of_size(tensor, grad_output) for tensor in (offset, mask, grad_offset, grad_mask)
+    )
     grads = _convolution_grads(grad_output, input, weight, offset, mask, None, settings)
     buffers = [grad_input, grad_weight, grad_offset, grad_mask, grad_bias]
     for buffer, grad in zip(buffers[: 5 if with_bias else 4], grads):
         buffer += grad
+
+
+def _of_size(samples: Tensor, output: Tensor) -> Tensor:
+    """Return a view of offsets or a mask with height and width of `output`.
+
+    mmcv reads those of a larger map as if they were written for the output, which DyHead relies on.
+    """
+    size = output.shape[2:]
+    used = samples.size(1) * size.numel()
+    if samples.shape[2:] == size or samples[0].numel() < used:
+        return samples
+    return samples.flatten(1)[:, :used].unflatten(1, (-1, *size))
 
 
 def _convolve(*arguments: Any) -> Tensor:
@@ -92,7 +108,28 @@ def _convolve(*arguments: Any) -> Tensor:
 def _convolution_grads(grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     """Return the gradients of the input, the weight, the offsets, the mask and the bias."""
     operands = _operands(*arguments)
-    return torch.ops.torchvision._deform_conv2d_backward(grad.to(operands[0].dtype), *operands)
+    grads = torch.ops.torchvision._deform_conv2d_backward(grad.to(operands[0].dtype), *operands)
+    image, weight, offset = operands[:3]
+    outside = _is_outside(image, weight, offset, operands[5:11])
+    return (*grads[:2], grads[2].masked_fill(outside, 0), *grads[3:])
+
+
+def _is_outside(image: Tensor, weight: Tensor, offset: Tensor, geometry: tuple[int, ...]) -> Tensor:
+    """Return which offsets move a sample so far that it touches no pixel; mmcv's gradient is 0 there.
+
+    On the very edge of that, torchvision's is not: a new layer has many samples there.
+    """
+    outside = offset.new_zeros((), dtype=torch.bool)
+    for axis, of_axis in enumerate((offset[:, ::2], offset[:, 1::2])):
+        stride, padding, dilation = geometry[axis::2]
+        kernel, sizes = weight.shape[2:], of_axis.shape[2:]
+        taps = torch.arange(kernel[axis], device=offset.device) * dilation - padding
+        taps = (taps[:, None] if axis == 0 else taps[None]).expand(kernel).reshape(-1, 1, 1)
+        starts = torch.arange(sizes[axis], device=offset.device) * stride
+        base = taps + (starts[:, None] if axis == 0 else starts[None])
+        at = of_axis.unflatten(1, (-1, kernel.numel())) + base
+        outside = outside | (at <= -1) | (at >= image.size(2 + axis))
+    return outside.unsqueeze(3).expand(-1, -1, -1, 2, -1, -1).reshape(offset.shape)
 
 
 def _operands(

@@ -173,3 +173,41 @@ def test_deformable_attention_takes_half_precision():
     for ours, theirs in zip(gradients(output, half), gradients(reference, exact)):
         assert ours.dtype == torch.float16
         torch.testing.assert_close(ours.float(), theirs, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize('modulated', [True, False])
+def test_samples_one_cell_outside_of_the_map_do_not_move(modulated):
+    """With offsets of 0, as a new layer has, the first taps of a padded convolution lie there."""
+    x, weight = torch.rand(1, 2, 4, 5), torch.rand(3, 2, 3, 3)
+    offset = torch.zeros(1, 18, 4, 5, requires_grad=True)
+    if modulated:
+        output = ops.modulated_deform_conv2d(
+            x, offset, torch.ones(1, 9, 4, 5), weight, None, 1, 1, 1, 1, 1
+        )
+    else:
+        output = ops.deform_conv2d(x, offset, weight, 1, 1, 1, 1, 1)
+    output.sum().backward()
+    moves = offset.grad.view(3, 3, 2, 4, 5).abs().amax(2)
+    outside = torch.zeros(3, 3, 4, 5, dtype=torch.bool)
+    outside[0, :, 0], outside[2, :, -1], outside[:, 0, :, 0], outside[:, 2, :, -1] = (True,) * 4
+    assert not moves[outside].any() and moves[~outside].all()
+
+
+def test_offsets_of_a_larger_map_are_read_as_if_they_were_of_the_output():
+    """mmcv's kernels do so for each image, and DyHead relies on it."""
+    x, weight = torch.rand(2, 2, 4, 5), torch.rand(3, 2, 3, 3)
+    offset = torch.rand(2, 18, 8, 10, requires_grad=True)
+    mask = torch.rand(2, 9, 8, 10, requires_grad=True)
+    options = (weight, None, 1, 1, 1, 1, 1)
+    output = ops.modulated_deform_conv2d(x, offset, mask, *options)
+    parts = [
+        tensor.detach().reshape(2, -1)[:, : n * 20].reshape(2, n, 4, 5).requires_grad_()
+        for tensor, n in ((offset, 18), (mask, 9))
+    ]
+    expected = ops.modulated_deform_conv2d(x, *parts, *options)
+    assert torch.equal(output, expected)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    for whole, part in zip((offset, mask), parts):
+        assert torch.equal(whole.grad.flatten(1)[:, : part[0].numel()], part.grad.flatten(1))
+        assert not whole.grad.flatten(1)[:, part[0].numel() :].any()

@@ -1,0 +1,7 @@
+_base_ = './cascade-mask-rcnn_swinv2-t-p4-w16_fpn_ms-crop-3x_coco.py'
+
+# ImageNet-1k.
+checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/swinv2_small_patch4_window16_256.pth'
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=checkpoint)),
+)

@@ -1,0 +1,7 @@
+_base_ = './swinv2-t-p4-w8-in1k-pre_fpn_8xb4-40k_ade20k-512x512.py'
+
+# ImageNet-1k.
+checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/swinv2_small_patch4_window8_256.pth'
+model = dict(
+    backbone=dict(arch='small', drop_path_rate=0.3, init_cfg=dict(checkpoint=checkpoint)),
+)

@@ -1,0 +1,13 @@
+_base_ = [
+    '../_base_/models/upernet_swinv2.py',
+    '../_base_/datasets/ade20k.py',
+    '../_base_/default_runtime_seg.py',
+    '../_base_/schedules/schedule_160k_layer_decay.py',
+]
+
+# The paper's recipe at its window of 16.
+# Official weights, ImageNet-1k, window 16.
+checkpoint = 'https://github.com/SwinTransformer/storage/releases/download/v2.0.0/swinv2_tiny_patch4_window16_256.pth'
+model = dict(
+    backbone=dict(window_size=16, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)),
+)

@@ -1,0 +1,182 @@
+"""Check that neck, heads and preprocessor of a model fit this package's backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from swinv2_mm.datasets.checks.configured import ConfiguredData, as_list
+from swinv2_mm.datasets.checks.finding import Finding, error
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of RGB images, as for all published weights of SwinV2."""
+_SIDE = 512
+"""Height and width of the image whose feature maps the neck is tried with."""
+
+
+def check_model(data: ConfiguredData) -> Iterator[Finding]:
+    """Find parts that expect other channels, strides or images than those of the backbone; say what to write."""
+    if data.scope not in ('mmdet', 'mmseg'):
+        return
+    model = data.model()
+    model = getattr(model, 'module', model)
+    backbone = getattr(model, 'backbone', None)
+    if not hasattr(backbone, 'out_strides'):
+        return
+    cfg = data.cfg.model
+    cfg = cfg.get('detector') or cfg  # of a wrapper such as mmdet's semi-supervised models
+    yield from _check_images(cfg.get('data_preprocessor') or {}, backbone)
+    found = [*_check_channels(cfg, model, backbone)]
+    yield from _check_unused(cfg, backbone)
+    yield from found or _check_strides(cfg, model, backbone)
+
+
+def _check_images(preprocessor: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
+    """Compare the normalisation of images with that of the weights."""
+    mean, std = (np.array(preprocessor.get(key) or [0.0], float) for key in ('mean', 'std'))
+    if backbone.in_channels != 3 or 'mean' not in preprocessor:
+        return
+    place = 'model.data_preprocessor'
+    remedy = f'Set {place}=dict(mean={list(MEAN)}, std={list(STD)}, bgr_to_rgb=True).'
+    if std.max() <= 1 < np.abs(mean).max():
+        sentence = f'{place}.std is {std.tolist()}, as for backbones of Caffe: SwinV2 would get values of up to 255.'
+        yield error(place, sentence, remedy)
+    elif backbone.init_cfg and not preprocessor.get('bgr_to_rgb'):
+        sentence = f'{place}.bgr_to_rgb is not set, and the weights of the backbone were trained on RGB images.'
+        yield error(place, sentence, remedy)
+    elif backbone.init_cfg and not (np.allclose(mean, MEAN, 0.1) and np.allclose(std, STD, 0.1)):
+        sentence = f'{place} has mean {mean.tolist()} and std {std.tolist()}, other than the weights of the backbone.'
+        yield Finding('warning', place, sentence, remedy)
+
+
+def _check_channels(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterator[Finding]:
+    """Compare `in_channels` of what follows the backbone with its maps."""
+    for place, part in _after_backbone(cfg):
+        channels, index = part.get('in_channels'), part.get('in_index')
+        if channels is None or (index is None and not isinstance(channels, (list, tuple))):
+            continue
+        chosen = range(len(backbone.out_channels)) if index is None else as_list(index)
+        given = [backbone.out_channels[i] for i in chosen if -4 <= i < len(backbone.out_channels)]
+        if as_list(channels) != given or len(given) != len(chosen):
+            maps = ', '.join(f'{c} channels at stride {s}' for c, s in _maps(backbone))
+            sentence = f'{place}.in_channels is {channels}, and the backbone gives maps of {maps}'
+            sentence += '.' if index is None else f', of which in_index chooses {index}.'
+            if isinstance(channels, (list, tuple)) and index is None:
+                remedy = _line(place, part, model, backbone, len(channels))
+            else:
+                remedy = (
+                    f'Set {place}.in_channels={given if len(given) > 1 else given[0]}.'
+                    if given
+                    else ''
+                )
+            yield error(place, sentence, remedy)
+        first = part.get('c1_in_channels')  # of DeepLabV3+, for the first map
+        if first and first != backbone.out_channels[0]:
+            sentence = f'{place}.c1_in_channels is {first}, and the first map has {backbone.out_channels[0]} channels.'
+            yield error(place, sentence, f'Set {place}.c1_in_channels={backbone.out_channels[0]}.')
+
+
+def _check_unused(cfg: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
+    """Find maps that no head of a segmentor takes; with several processes torch stops at weights without gradient."""
+    parts = [part for _, part in _after_backbone(cfg) if part.get('in_index') is not None]
+    count = len(backbone.out_indices)
+    used = {index % count for part in parts for index in as_list(part['in_index'])}
+    used |= {0 for part in parts if part.get('c1_in_channels')}
+    if not cfg.get('neck') and used and len(used) < count:
+        kept = tuple(backbone.out_indices[index] for index in sorted(used))
+        sentence = f'No head takes the maps {sorted(set(range(count)) - used)} of the backbone.'
+        moved = f'Set model.backbone.out_indices={kept}, and count in_index of the heads from the first of them.'
+        yield Finding('warning', 'model.backbone.out_indices', sentence, moved)
+
+
+def _after_backbone(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield place and config of the neck, or of the heads of a model without one."""
+    keys = ('neck',) if cfg.get('neck') else ('decode_head', 'auxiliary_head', 'panoptic_head')
+    for key in keys:
+        parts = as_list(cfg.get(key))
+        for number, part in enumerate(parts):
+            if isinstance(part, Mapping) and (key != 'neck' or not number):
+                yield (f'model.{key}.{number}' if len(parts) > 1 else f'model.{key}'), part
+
+
+def _check_strides(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterator[Finding]:
+    """Compare the strides that heads are built for with those of the maps that they get."""
+    strides = _strides_after_neck(model, backbone)
+    (place, part), *_ = [*_after_backbone(cfg), ('model', cfg)]
+    wanted = _wanted(model)
+    for name, values in wanted.items():
+        if strides[: len(values)] != values:
+            sentence = (
+                f'model.{name} expects maps of strides {values}, and gets those of {strides}.'
+            )
+            yield error(place, sentence, _line(place, part, model, backbone))
+            return
+    levels, extra = cfg.get('num_feature_levels'), strides[3:4] == [32]
+    if part.get('type') == 'ChannelMapper' and not wanted and extra and strides[0] == 4:
+        sentence = (
+            f'The transformer gets maps of strides {strides}; published models of {levels or len(strides)} levels get '
+            f'{[*strides[1:], 64]}, which are a quarter of the tokens.'
+        )
+        yield error(place, sentence, _line(place, part, model, backbone, len(strides) - 1))
+
+
+def _wanted(model: Any) -> dict[str, list[int]]:
+    """Return the strides that heads are built for, by the name of the module and the attribute."""
+    found = {}
+    for name, module in model.named_modules():
+        if name.startswith(('backbone', 'neck')):
+            continue
+        prior = getattr(module, 'prior_generator', None)
+        values = dict(featmap_strides=getattr(module, 'featmap_strides', None))
+        values['feature_strides'] = getattr(module, 'feature_strides', None)
+        values['prior_generator.strides'] = getattr(prior, 'strides', None)
+        if 'PixelDecoder' in type(module).__name__:
+            values['strides'] = getattr(module, 'strides', None)
+        for key, strides in values.items():
+            if isinstance(strides, (list, tuple)) and len(strides) > 1:
+                found[f'{name}.{key}'] = [int(np.atleast_1d(s)[0]) for s in strides]
+    return found
+
+
+def _strides_after_neck(model: Any, backbone: Any) -> list[int]:
+    """Return the strides of the maps that heads get, by trying the neck."""
+    neck = getattr(model, 'neck', None)
+    if neck is None:
+        return list(backbone.out_strides)
+    weight = next(model.parameters())
+    sizes = [(c, -(-_SIDE // s)) for c, s in _maps(backbone)]
+    maps = tuple(weight.new_zeros(1, c, side, side) for c, side in sizes)
+    training = neck.training
+    try:
+        with torch.no_grad():
+            results = neck.eval()(maps)
+    finally:
+        neck.train(training)
+    return [round(_SIDE / result.shape[-1]) for result in results]
+
+
+def _maps(backbone: Any) -> list[tuple[int, int]]:
+    return list(zip(backbone.out_channels, backbone.out_strides))
+
+
+def _line(
+    place: str, part: Mapping[str, Any], model: Any, backbone: Any, count: int | None = None
+) -> str:
+    """Return what to write so that the backbone gives what its successors expect.
+
+    If no head says which strides it is for, these are the last `count` maps.
+    """
+    stages = len(backbone.arch.dims)
+    first = stages - min(count, stages) if count else 0
+    for strides in _wanted(model).values():
+        stage = int(np.log2(strides[0] / backbone.out_strides[0])) + backbone.out_indices[0]
+        first = min(max(0, stage - int(part.get('start_level') or 0)), stages - 1)
+        break
+    indices = tuple(range(first, stages))
+    channels = [backbone.arch.dims[stage] for stage in indices]
+    of_part = f'{place}.in_channels={channels}' if 'in_channels' in part else ''
+    ours = '' if indices == tuple(backbone.out_indices) else f'model.backbone.out_indices={indices}'
+    return f'Set {" and ".join(filter(None, [ours, of_part]))}.'
