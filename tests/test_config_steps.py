@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner, set_random_seed
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-from test_configs import CONFIGS, LEAVES, REAL_DATA, SMALL, read, scope_of
+from test_configs import CONFIGS, LEAVES, REAL_DATA, SMALL, marking_variants, read, scope_of
 
 from swinv2_mm.datasets import generate_shapes
 from swinv2_mm.engine.config import dicts_in, drop_pretrained, load_config
@@ -131,18 +131,9 @@ IN_LAYOUT = [
     leaf for leaf in LEAVES if re.search('(coco|ade20k|pennfudan|camvid|shapes)[^/]*py$', leaf)
 ]
 IN_LAYOUT = [leaf for leaf in IN_LAYOUT if not re.search('panoptic|stuff', leaf)]
-# One config of each method runs always, those of other sizes and windows with the long tests.
-VARIANT = re.compile('-[sblg]-p4|-w(16|20|32|40)_|-w20-|lsj-100e|mask_rcnn/.*ms-crop')
 
 
-def variants_are_long(leaves):
-    return [
-        pytest.param(leaf, marks=pytest.mark.long) if VARIANT.search(leaf) else leaf
-        for leaf in leaves
-    ]
-
-
-@pytest.mark.parametrize('leaf', variants_are_long(IN_LAYOUT))
+@pytest.mark.parametrize('leaf', marking_variants(IN_LAYOUT, pytest.mark.long))
 def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data, monkeypatch):
     cfg = at_data(monkeypatch, tiny_data, leaf)
     shrink(cfg)

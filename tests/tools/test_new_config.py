@@ -248,6 +248,19 @@ def test_folders_without_data(made, tmp_path, source):
     assert code == 2
 
 
+@pytest.mark.parametrize('kind', ['coco', 'classes'])
+def test_several_data_sets_in_a_folder(source, made, tmp_path, kind):
+    for name in ('first', 'second'):
+        if kind == 'coco':
+            write_coco(source, tmp_path / 'data' / name)
+        else:
+            for path in ('train/cat', 'train/dog', 'val/cat', 'val/dog'):
+                (tmp_path / 'data' / name / path).mkdir(parents=True)
+                shutil.copy(source.parts['train'][0][0], tmp_path / 'data' / name / path / 'a.jpg')
+    code, printed, _ = made()
+    assert code == 2 and f'e.g. {tmp_path / "data" / "first"}.' in printed
+
+
 def test_two_layouts_at_once(source, made, tmp_path):
     write_coco(source, tmp_path / 'data')
     write_yolo(source, tmp_path / 'data')

@@ -120,7 +120,8 @@ def _check_strides(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterato
             f'The transformer gets maps of strides {strides}; published models of {levels or len(strides)} levels get '
             f'{[*strides[1:], 64]}, which are a quarter of the tokens.'
         )
-        yield error(place, sentence, _line(place, part, model, backbone, len(strides) - 1))
+        remedy = _line(place, part, model, backbone, len(strides) - 1)
+        yield Finding('warning', place, sentence, remedy)
 
 
 def _wanted(model: Any) -> dict[str, list[int]]:

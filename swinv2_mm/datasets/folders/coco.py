@@ -54,8 +54,11 @@ def read(files: Files, found: list[Path], faults: Faults) -> Found:
         paths = [path for path in paths if path.name.startswith('instances')] or paths
         if len(paths) > 1:
             listed = ', '.join(map(str, paths[:4]))
+            remedy = 'Leave one there.'
+            if len({path.parts[0] for path in paths}) == len(paths):
+                remedy = f'Name the folder of one data set, e.g. {files.root / paths[0].parts[0]}.'
             raise ImageSetError(
-                f'{len(paths)} files could be the annotations for {part}: {listed}. Leave one there.'
+                f'{len(paths)} files could be the annotations for {part}: {listed}. {remedy}'
             )
         try:
             file = CocoFile(files.root / paths[0])

@@ -117,6 +117,10 @@ def _folders(files: Files) -> list[tuple[str, str]]:
         common += 1
     below = [(*names[common:], '', '') for names in folders]
     parts = [part_of(names[0]) for names in below]
+    deeper = next((names for names in below if names[0] and part_of(names[1])), None)
+    if deeper and not any(parts):
+        one = files.root.joinpath(*folders[0][:common], deeper[0])
+        raise ImageSetError(f'{files.root} has several data sets in it: name one, e.g. {one}.')
     if all(parts):
         return [(str(part), names[1]) for part, names in zip(parts, below)]
     return [('train', names[0]) for names in below]
