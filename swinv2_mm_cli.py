@@ -55,6 +55,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         metavar='DEV',
         help='cpu, cuda, cuda:1, mps, ...; auto: an accelerator if there is one (default: auto)',
     ),
+    '--precision': dict(
+        choices=['fp32', 'bf16', 'fp16'],
+        default='fp32',
+        help='of matrix products and convolutions; bf16 is faster where the processor has it (default: fp32)',
+    ),
     '--launcher': dict(
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',

@@ -51,6 +51,7 @@ def main() -> int:
         parser,
         '--trust-checkpoint',
         '--device',
+        '--precision',
         example='model.test_cfg.rcnn.nms.iou_threshold=0.6',
     )
     args = parser.parse_args()

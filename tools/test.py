@@ -34,6 +34,7 @@ def main() -> int:
         parser,
         '--trust-checkpoint',
         '--device',
+        '--precision',
         '--launcher',
         example='test_dataloader.batch_size=4',
     )

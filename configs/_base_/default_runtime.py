@@ -12,6 +12,7 @@ default_hooks = dict(
     checkpoint=dict(type='swinv2_mm.AtomicCheckpointHook', interval=1),
     checkpoint_match=dict(type='swinv2_mm.CheckpointMatchHook'),
     curves=dict(type='swinv2_mm.CurvesHook'),
+    head_outputs=dict(type='swinv2_mm.HeadOutputsHook'),
     heartbeat=dict(type='swinv2_mm.HeartbeatHook'),
     interrupt=dict(type='swinv2_mm.InterruptHook'),
     invalid_loss=dict(type='swinv2_mm.InvalidLossHook'),

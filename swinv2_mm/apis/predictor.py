@@ -21,8 +21,10 @@ from swinv2_mm.apis.results import Prediction, find_categories, reduces_zero_lab
 from swinv2_mm.apis.tiles import detect_tiles, segment_tiles
 from swinv2_mm.checkpoints import guard_mmengine
 from swinv2_mm.engine.console import import_library
+from swinv2_mm.engine.devices import autocast
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import tested_data
+from swinv2_mm.engine.hooks import return_fp32
 from swinv2_mm.ops.winograd import use_winograd
 
 _LARGEST_WHOLE = 64_000_000
@@ -57,6 +59,7 @@ class Predictor:
         batch: Number of images or tiles that are predicted at once.
         config: The config file of a checkpoint that has none inside or beside it.
         cfg_options: Strings `KEY=VALUE` that override the config.
+        precision: `'fp32'`, `'bf16'` or `'fp16'`, of matrix products and convolutions.
 
     Raises:
         SetupError: If the model cannot be built, or an option does not fit.
@@ -72,6 +75,7 @@ class Predictor:
         batch: int = 1,
         config: str | None = None,
         cfg_options: Sequence[str] = (),
+        precision: str = 'fp32',
     ) -> None:
         if tile is not None and tile < 64:
             raise SetupError(f'A tile of {tile} pixels is too small: expected at least 64.')
@@ -81,6 +85,9 @@ class Predictor:
             model = load_model(model, device, cfg_options, config)
             use_winograd(model)
         self.model: Any = model
+        self._autocast = autocast(precision, next(model.parameters()).device)
+        if precision != 'fp32':
+            return_fp32(model)
         meta: Any = self.model.dataset_meta
         self.score_thr, self.tile, self.batch = score_thr, tile, batch
         cfg: Any = self.model.cfg
@@ -195,7 +202,7 @@ class Predictor:
             groups.setdefault(item['inputs'].shape, []).append(index)
         samples: list[Any] = [None] * len(packed)
         scope = DefaultScope.overwrite_default_scope(self.scope)
-        with torch.no_grad(), guard_mmengine(), scope:
+        with torch.no_grad(), guard_mmengine(), scope, self._autocast:
             for chosen in groups.values():
                 batch = {
                     key: [packed[index][key] for index in chosen]

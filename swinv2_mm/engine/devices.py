@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -45,6 +45,24 @@ def available_devices() -> list[str]:
             count = module.device_count()
             found += [kind] if kind == 'mps' else [f'{kind}:{index}' for index in range(count)]
     return found
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which matrix products and convolutions of a device run in fp32, bf16 or fp16.
+
+    Raises:
+        SetupError: The device cannot.
+    """
+    if precision == 'fp32':
+        return nullcontext()
+    if precision == 'fp16' and device.type == 'cpu':
+        raise SetupError('--precision fp16 is for GPUs: use bf16 on a CPU.')
+    if device.type == 'cpu' and not torch.backends.cpu.get_cpu_capability().startswith('AVX512'):
+        warn('this processor has no bf16 products: bf16 takes longer than fp32')
+    try:
+        return torch.autocast(device.type, dict(bf16=torch.bfloat16, fp16=torch.float16)[precision])
+    except RuntimeError as error:
+        raise SetupError(f'--precision {precision} on {device}: {error}') from error
 
 
 @contextmanager

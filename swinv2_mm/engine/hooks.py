@@ -13,6 +13,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 from swinv2_mm.checkpoints import WINDOWS_KEY
 from swinv2_mm.engine.checkpoint_files import replace_file
@@ -158,6 +159,33 @@ class WinogradHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Change the convolutions of the model."""
         use_winograd(runner.model)
+
+
+@HOOKS.register_module()
+class HeadOutputsHook(Hook):
+    """Let the heads of a model return fp32 under autocast; see `return_fp32`."""
+
+    def before_run(self, runner: Runner) -> None:
+        """Change the heads of the model."""
+        return_fp32(runner.model)
+
+
+def return_fp32(model: nn.Module) -> None:
+    """Let what the heads of a detector or segmentor compute under autocast be converted to fp32.
+
+    mmdet gives anchors the type of the scores, and bf16 has 8 bits: boxes beyond 256 pixels would move by pixels.
+    """
+    for module in model.modules():
+        if hasattr(module, 'loss_by_feat') or hasattr(module, 'loss_and_target'):
+            # Heads of mmseg call their own `forward`, and this layer last.
+            last = getattr(module, 'conv_seg', module)
+            last.register_forward_hook(lambda module, inputs, outputs: _as_fp32(outputs))
+
+
+def _as_fp32(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+    return type(value)(map(_as_fp32, value)) if type(value) in (list, tuple) else value
 
 
 def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:

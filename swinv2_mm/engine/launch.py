@@ -42,6 +42,7 @@ from swinv2_mm.engine.console import (
 )
 from swinv2_mm.engine.devices import (
     GPU_KINDS,
+    autocast,
     describe_device,
     join_processes,
     leave_processes,
@@ -139,6 +140,7 @@ def evaluate(
     show_max: int | None = None,
     trust_checkpoint: bool = False,
     device: str = 'auto',
+    precision: str = 'fp32',
     launcher: str = 'none',
     cfg_options: Sequence[str] = (),
 ) -> int:
@@ -159,9 +161,12 @@ def evaluate(
             dump_predictions(cfg, out)
         if show_dir:
             add_drawing(cfg, show_dir, show_max)
+        half = autocast(precision, on)
+        cfg.test_cfg.fp16 = precision != 'fp32'  # of the type that `half` sets
         runner = checked_runner(cfg, on, EvaluationRunner, ('test',))
         say(f'data: {len(runner.test_dataloader.dataset)} test images')
-        runner.test()
+        with half:
+            runner.test()
         if out:
             if runner.rank == 0:
                 join_json(out)

@@ -82,6 +82,22 @@ def test_a_segmentor_gives_what_mmseg_gives(segmentor, photo):
     assert (detections.mask.sum(0) == 1).all()
 
 
+def test_bf16_keeps_boxes_and_logits_in_fp32(tmp_path, photo):
+    for config in (DETECTOR, SEGMENTOR):
+        path = save_random_model(config, tmp_path)
+        options = dict(device='cpu', score_thr=0.0, tile=64)
+        exact, half = (Predictor(path, precision=p, **options) for p in ('fp32', 'bf16'))
+        if config == SEGMENTOR:
+            labels = [predictor(photo).label_map() for predictor in (exact, half)]
+            assert (labels[0] == labels[1]).mean() > 0.9
+            continue
+        packed = half.load(photo).packed or half.pack(half.load(photo).pixels)
+        (sample,) = half._run([packed])
+        boxes = sample.pred_instances.bboxes
+        assert boxes.dtype == torch.float32
+        assert (boxes.bfloat16().float() != boxes).any()
+
+
 def test_a_classifier_names_the_likeliest_classes(tmp_path, photo):
     pytest.importorskip('mmpretrain')
     pytest.importorskip('sklearn')

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from swinv2_mm.engine import devices
 from swinv2_mm.engine.devices import available_devices, join_processes, process_rank, use_device
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.runner import AutocastOptimWrapper
@@ -145,3 +146,19 @@ def test_amp_on_a_cpu_computes_in_bfloat16(monkeypatch):
     wrapper.update_params(out.float().sum())
     assert model.weight.dtype is torch.float32
     assert not torch.equal(model.weight, before)
+
+
+def test_precisions(monkeypatch):
+    capabilities = iter(['AVX2', 'AVX512'])
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: next(capabilities))
+    warned = []
+    monkeypatch.setattr(devices, 'warn', warned.append)
+    cpu, linear = torch.device('cpu'), torch.nn.Linear(4, 4)
+    for _ in range(2):
+        with devices.autocast('bf16', cpu):
+            assert linear(torch.ones(4)).dtype == torch.bfloat16
+    assert len(warned) == 1 and 'no bf16' in warned[0]
+    with devices.autocast('fp32', cpu):
+        assert linear(torch.ones(4)).dtype == torch.float32
+    with pytest.raises(SetupError, match='fp16 is for GPUs'):
+        devices.autocast('fp16', cpu)
