@@ -120,7 +120,9 @@ def newest_checkpoint(work_dir: str | Path) -> str | None:
             resumable = isinstance(content, dict) and 'message_hub' in content
             meta = content['meta'] if resumable else {}
             if isinstance(meta.get('iter'), int):
-                whole.append((str(meta.get('time')), meta['iter'], file.stat().st_mtime_ns, file))
+                whole.append(
+                    (str(meta.get('time', '')), meta['iter'], file.stat().st_mtime_ns, file)
+                )
     for *_, file in sorted(whole, reverse=True):
         if not (damaged := _damaged_part(file)):
             return str(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
 
 from swinv2_mm import shipped
 from swinv2_mm.engine.console import import_library, warn
@@ -198,7 +200,8 @@ def limit_iterations(cfg: Config, num_iters: int) -> str:
         cfg.log_processor = ConfigDict(cfg.get('log_processor') or {}, by_epoch=False)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     checkpoint = hooks.get('checkpoint') or ConfigDict(type='swinv2_mm.AtomicCheckpointHook')
-    hooks.checkpoint = ConfigDict(checkpoint, by_epoch=False, interval=num_iters)
+    own = num_iters if checkpoint.get('by_epoch', True) else checkpoint.get('interval', num_iters)
+    hooks.checkpoint = ConfigDict(checkpoint, by_epoch=False, interval=min(own, num_iters))
     logger = hooks.get('logger') or ConfigDict(type='LoggerHook')
     interval = min(logger.get('interval', 10), max(1, num_iters // 10))
     hooks.logger = ConfigDict(logger, interval=interval, log_metric_by_epoch=False)
@@ -221,12 +224,42 @@ def merge_options(cfg: Config, options: Sequence[str]) -> None:
         except AssertionError as error:
             raise SetupError(f'--cfg-options {option}: the brackets do not match.') from error
     new = [key for key in merged if not _has(cfg, key)]
+    used = {key: place for key in merged if (place := _used_already(cfg, key))}
     try:
         cfg.merge_from_dict(merged)
     except Exception as error:
         raise SetupError(f'--cfg-options {" ".join(options)}: {_described(error)}') from error
     if new:
         warn(f'--cfg-options {", ".join(new)}: not in the config so far, added.')
+    for key, place in used.items():
+        warn(
+            f'--cfg-options {key} changes a variable whose value is already in {place}: change that.'
+        )
+
+
+def _used_already(cfg: Config, key: str) -> str:
+    """Return where the value of a variable of a config is that no runner reads, as far as it can be found."""
+    name, *rest = key.split('.')
+    value = cfg.get(name)
+    if name in inspect.signature(Runner.__init__).parameters or not isinstance(value, (list, dict)):
+        return ''
+    places = (place for part in cfg if part != name for place in _places(cfg[part], value, part))
+    return next(('.'.join([place, *rest]) for place in places), '')
+
+
+def _places(cfg: Any, value: Any, place: str) -> Iterator[str]:
+    """Yield the keys in a config that have a value."""
+    if cfg == value:
+        yield place
+    items = (
+        cfg.items()
+        if isinstance(cfg, dict)
+        else enumerate(cfg)
+        if isinstance(cfg, (list, tuple))
+        else ()
+    )
+    for key, part in items:
+        yield from _places(part, value, f'{place}.{key}')
 
 
 def _has(cfg: Any, key: str) -> bool:

@@ -19,6 +19,7 @@ from swinv2_mm.checkpoints import WINDOWS_KEY
 from swinv2_mm.engine.checkpoint_files import replace_file
 from swinv2_mm.engine.checkpoint_hook import write_report
 from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.schedules import schedule_faults
 from swinv2_mm.ops.winograd import use_winograd
 from swinv2_mm.registry import HOOKS
 
@@ -159,6 +160,15 @@ class WinogradHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Change the convolutions of the model."""
         use_winograd(runner.model)
+
+
+class ScheduleHook(Hook):
+    """Warn of a schedule that the training is too short for."""
+
+    def before_train(self, runner: Runner) -> None:
+        """Log what does not fit."""
+        for sentence in schedule_faults(runner):
+            runner.logger.warning(sentence)
 
 
 @HOOKS.register_module()

@@ -52,6 +52,7 @@ from swinv2_mm.engine.devices import (
 )
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import add_drawing, dump_predictions, join_json, use_tta
+from swinv2_mm.engine.hooks import ScheduleHook
 from swinv2_mm.engine.interrupts import (
     EXIT_INTERRUPTED,
     ignore_lost_workers,
@@ -107,6 +108,8 @@ def train(
             say(f'schedule: {limit_iterations(cfg, max_iters)}')
         parts = ('train', 'val') if cfg.get('val_cfg') else ('train',)
         runner = checked_runner(cfg, on, TrainingRunner, parts)
+        if max_iters is None:
+            runner.register_hook(ScheduleHook())
         raise_interrupts()
         started = time.time()
         try:

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapperDict, ReduceOnPlateauParamScheduler
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -260,6 +262,30 @@ def _replay(runner: Runner, epoch: int, iteration: int) -> None:
     for one, own in zip(schedulers, values):
         one.base_values = own
         one._last_value = [group[one.param_name] for group in groups]
+
+
+def schedule_faults(runner: Runner) -> Iterator[str]:
+    """Yield what of the schedule the training is too short for."""
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    for one in _schedulers(runner):
+        name, unit = type(one).__name__, 'epoch' if one.by_epoch else 'iteration'
+        total = runner.max_epochs if one.by_epoch else runner.max_iters
+        late = [step for step in getattr(one, 'milestones', ()) if step >= total]
+        if one.by_epoch and not by_epoch:
+            yield f'{name} counts epochs and the training iterations, so it never steps: set by_epoch=False.'
+        elif one.begin >= total:
+            yield f'{name} begins at {unit} {one.begin}, and the training ends at {total}.'
+        elif late:
+            yield f'{name} has a milestone at {unit} {late[0]}, and the training ends at {total}.'
+        elif total < one.end < INF:
+            yield f'{name} ends at {unit} {one.end}, and the training at {total}: its last value is not reached.'
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook):
+            total = runner.max_epochs if hook.by_epoch else runner.max_iters
+            if hook.interval > total > 1:
+                unit = 'epochs' if hook.by_epoch else 'iterations'
+                due = f'a checkpoint is due every {hook.interval} {unit}'
+                yield f'{due}, and the training has {total}: the only one is saved at the end.'
 
 
 def _schedulers(runner: Runner) -> list[Any]:

@@ -208,3 +208,18 @@ def test_a_shortened_iteration_schedule_keeps_its_end(segmentation_cfg):
     assert words == '4 iterations instead of 100, then one validation'
     assert segmentation_cfg.param_scheduler.end == 100
     assert segmentation_cfg.train_cfg.max_iters == 4
+
+
+def test_a_trial_keeps_the_interval_of_the_checkpoints(segmentation_cfg):
+    segmentation_cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=100, val_interval=10)
+    segmentation_cfg.default_hooks.checkpoint.update(by_epoch=False, interval=3)
+    limit_iterations(segmentation_cfg, 4)
+    assert segmentation_cfg.default_hooks.checkpoint.interval == 3
+
+
+def test_an_option_for_a_variable_that_is_already_used_names_the_place(capsys):
+    start_logging(0)
+    load_config(NAME, ['train_pipeline.2.scale=(512,512)', 'model.backbone.window_size=16'])
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if 'variable' in line]
+    assert 'train_pipeline.2.scale changes' in warning
+    assert 'train_dataloader.dataset.pipeline.2.scale: change that' in warning

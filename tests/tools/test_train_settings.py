@@ -3,9 +3,12 @@
 import json
 
 import cv2
+import pytest
+from tiny_run import build
 from tool_runs import FAST, SEGMENTATION
 
 from swinv2_mm.engine.launch import train
+from swinv2_mm.engine.schedules import schedule_faults
 
 
 def refused(capsys, *options, **kwargs):
@@ -61,3 +64,29 @@ def test_a_second_training_of_the_process_has_its_own_files_and_names_the_checkp
 
 def test_devices_that_are_not_there(root, capsys):
     assert '--device meta is not available; available: cpu' in refused(capsys, device='meta')
+
+
+LINEAR = {'type': 'LinearLR', 'begin': 0, 'by_epoch': False, 'start_factor': 0.1}
+STEPS = {'type': 'MultiStepLR', 'begin': 0, 'by_epoch': True, 'milestones': [2, 5]}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'schedulers', 'sentences'),
+    [
+        ({'iters': 6}, [{**LINEAR, 'end': 6}], []),
+        ({'iters': 6}, [{**LINEAR, 'end': 9}], ['LinearLR ends at iteration 9, and the training at 6']),
+        ({'iters': 6}, [{**LINEAR, 'begin': 7, 'end': 9}], ['LinearLR begins at iteration 7']),
+        ({'iters': 6}, [STEPS], ['MultiStepLR counts epochs and the training iterations']),
+        ({'epochs': 6}, [STEPS], []),
+        ({'epochs': 3}, [STEPS], ['MultiStepLR has a milestone at epoch 5, and the training ends at 3']),
+        ({'iters': 6, 'checkpoint': {'interval': 7}}, [], ['a checkpoint is due every 7 iterations']),
+    ],
+)  # fmt: skip
+def test_schedules_that_a_training_is_too_short_for(tmp_path, settings, schedulers, sentences):
+    runner = build(tmp_path, **settings)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.param_schedulers = runner.build_param_scheduler(schedulers)
+    found = list(schedule_faults(runner))
+    assert len(found) == len(sentences)
+    assert all(sentence in text for sentence, text in zip(sentences, found))

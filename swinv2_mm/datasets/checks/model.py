@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.model import is_model_wrapper
+from torch.nn.parallel import DistributedDataParallel
 
 from swinv2_mm.datasets.checks.configured import ConfiguredData, as_list
 from swinv2_mm.datasets.checks.finding import Finding, error
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of RGB images, as for all published weights of SwinV2."""
-_SIDE = 512
+_SIDE = 256
 """Height and width of the image whose feature maps the neck is tried with."""
 
 
@@ -22,9 +24,12 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
     if data.scope not in ('mmdet', 'mmseg'):
         return
     model = data.model()
-    model = getattr(model, 'module', model)
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
     backbone = getattr(model, 'backbone', None)
-    if not hasattr(backbone, 'out_strides'):
+    if not hasattr(backbone, 'out_strides') or is_model_wrapper(
+        model
+    ):  # parts of FSDP do not run alone
         return
     cfg = data.cfg.model
     cfg = cfg.get('detector') or cfg  # of a wrapper such as mmdet's semi-supervised models
