@@ -46,6 +46,8 @@ HEADS = {
         ('deeplabv3plus/deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512.py', (0, 1, 2, 3), 768),
     ],
 }
+OFTEN = re.compile('^(faster|atss|dyhead|fcos|rtmdet|dino|mask2former/.*coco|upernet|deeplab)')
+"""One of each kind runs always, the others with the long tests."""
 
 
 def stock(scope, name):
@@ -73,7 +75,13 @@ def write(cfg, found):
 
 @pytest.mark.parametrize(
     ('scope', 'name', 'indices', 'channels'),
-    [pytest.param(scope, *case, id=case[0]) for scope in HEADS for case in HEADS[scope]],
+    [
+        pytest.param(
+            scope, *case, id=case[0], marks=[] if OFTEN.search(case[0]) else pytest.mark.long
+        )
+        for scope in HEADS
+        for case in HEADS[scope]
+    ],
 )
 def test_what_a_finding_says_makes_the_stock_config_fit(scope, name, indices, channels):
     cfg = stock(scope, name)
