@@ -23,6 +23,12 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
     """Find parts that expect other channels, strides or images than those of the backbone; say what to write."""
     if data.scope not in ('mmdet', 'mmseg'):
         return
+    cfg = data.cfg.model
+    cfg = cfg.get('detector') or cfg  # of a wrapper such as mmdet's semi-supervised models
+    unbuildable = [*_check_lists(cfg)]
+    yield from unbuildable
+    if unbuildable:
+        return
     model = data.model()
     if isinstance(model, DistributedDataParallel):
         model = model.module
@@ -31,12 +37,23 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
         model
     ):  # parts of FSDP do not run alone
         return
-    cfg = data.cfg.model
-    cfg = cfg.get('detector') or cfg  # of a wrapper such as mmdet's semi-supervised models
     yield from _check_images(cfg.get('data_preprocessor') or {}, backbone)
     found = [*_check_channels(cfg, model, backbone)]
     yield from _check_unused(cfg, backbone)
     yield from found or _check_strides(cfg, model, backbone)
+
+
+def _check_lists(cfg: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find heads of a segmentor with several `in_channels` for the one map that they take."""
+    for place, part in _after_backbone(cfg):
+        channels, index = part.get('in_channels'), part.get('in_index')
+        if isinstance(index, int) and isinstance(channels, (list, tuple)):
+            sentence = (
+                f'{place}.in_channels is {list(channels)}, and in_index={index} chooses one map.'
+            )
+            known = -len(channels) <= index < len(channels)
+            remedy = f'Set {place}.in_channels={channels[index]}.' if known else ''
+            yield error(place, sentence, remedy)
 
 
 def _check_images(preprocessor: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:

@@ -138,3 +138,15 @@ def test_maps_that_no_head_takes():
     cfg = stock('mmseg', 'pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py')
     found = [found for found in findings(cfg) if found.severity == 'warning']
     assert 'out_indices=(2, 3)' in found[0].remedy
+
+
+def test_several_channels_for_one_map():
+    """README's lines are for UperNet, which takes all maps."""
+    cfg = stock('mmseg', 'pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py')
+    cfg.merge_from_dict(
+        {'model.decode_head.in_channels': ALL, 'model.auxiliary_head.in_channels': 384}
+    )
+    (found,) = findings(cfg)
+    assert found.severity == 'error' and 'model.decode_head.in_channels=768' in found.remedy
+    write(cfg, found)
+    assert not [found for found in findings(cfg) if found.severity == 'error']
