@@ -14,6 +14,7 @@ from yapf.yapflib.yapf_api import FormatCode
 from swinv2_mm import shipped
 from swinv2_mm.apis import choices
 from swinv2_mm.apis.choices import METHODS, Choice, Name, backbone_of, code, model_lines
+from swinv2_mm.apis.results import categories_of
 
 
 @dataclass
@@ -166,9 +167,11 @@ def _segmentor(method_name: str, size: str, data: Data) -> tuple[list[str], int,
             dict(type='PackSegInputs'),
         ],
     )
-    common = dict(
-        type='BaseSegDataset', metainfo=dict(classes=Name('classes')), reduce_zero_label=False
-    )
+    metainfo: dict[str, Any] = dict(classes=Name('classes'))
+    if count['num_classes'] <= 20:  # otherwise MMSegmentation draws colours by chance
+        colours = categories_of({'classes': data.classes}).colours
+        metainfo['palette'] = [list(colour) for colour in colours]
+    common = dict(type='BaseSegDataset', metainfo=metainfo, reduce_zero_label=False)
     return lines + _loader_lines(data, pipelines, common, {}), batch.value, 'mIoU'
 
 

@@ -17,6 +17,8 @@ POINTER = 'last_checkpoint'
 """Name of the text file in which mmengine keeps the path of the newest checkpoint of a work directory."""
 INTERRUPTED = 'interrupted.pth'
 """Name of the checkpoint of an interrupted run that saves by epoch; removed after the next checkpoint."""
+_RESULTS = (POINTER, 'metrics.json', 'curves.png', 'val_pictures')
+"""What a training writes beside its checkpoints, and the next one only later."""
 _TEMPORARY = '.tmp'
 
 
@@ -95,6 +97,9 @@ def move_aside(folder: str | Path, begins: str | None, name: str) -> list[str]:
             (file.parent / name).mkdir(exist_ok=True)
             file.replace(file.parent / name / file.name)
             moved.append(file.name)
+    for result in _RESULTS if moved and begins is None else ():
+        with contextlib.suppress(OSError):  # not there, or in the work directory beside the folder
+            (Path(folder) / result).rename(Path(folder) / name / result)
     return moved
 
 

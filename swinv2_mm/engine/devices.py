@@ -58,7 +58,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     if precision == 'fp16' and device.type == 'cpu':
         raise SetupError('--precision fp16 is for GPUs: use bf16 on a CPU.')
     if device.type == 'cpu' and not torch.backends.cpu.get_cpu_capability().startswith('AVX512'):
-        warn('this processor has no bf16 products: bf16 takes longer than fp32')
+        warn('this processor has no bf16 products: bf16 takes many times as long as fp32')
     try:
         return torch.autocast(device.type, dict(bf16=torch.bfloat16, fp16=torch.float16)[precision])
     except RuntimeError as error:

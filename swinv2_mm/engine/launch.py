@@ -265,8 +265,10 @@ def _prepare_checkpoints(cfg: Config, resume: str | None) -> None:
     if resume == 'auto':
         resume = newest_checkpoint(cfg.work_dir)
         if resume is None:
+            earlier = sorted(str(folder) for folder in Path(cfg.work_dir).glob('earlier_*'))
+            others = f' Those of earlier trainings are in {", ".join(earlier)}.' if earlier else ''
             warn(
-                f'--resume: no checkpoint in {cfg.work_dir} yet, so the training begins from the start.'
+                f'--resume: no checkpoint in {cfg.work_dir} yet, so the training begins from the start.{others}'
             )
     elif resume is None and not cfg.get('resume') and any(Path(cfg.work_dir).glob('*.pth')):
         warn(

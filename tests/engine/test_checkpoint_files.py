@@ -102,9 +102,11 @@ def test_checkpoints_of_another_training_are_moved_aside(work_dir, begins, stays
     ]
     for file in others:
         file.touch()
+    (work_dir / 'metrics.json').touch()
     moved = move_aside(work_dir, begins, 'earlier')
+    assert (work_dir / 'metrics.json').exists() == (begins is not None)
     assert sorted(file.name for file in work_dir.glob('*.pth')) == [*stays, 'swin_256.pth']
-    assert sorted(file.name for file in work_dir.glob('earlier/*')) == moved
+    assert sorted(file.name for file in work_dir.glob('earlier/*.pth')) == moved
 
 
 def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path, monkeypatch):
