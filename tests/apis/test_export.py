@@ -206,7 +206,7 @@ def test_the_lines_of_the_docs_run_without_this_package(detector, tmp_path):
     Image.fromarray(photographs([(120, 200)])[0].byte().permute(1, 2, 0).numpy()).save(
         tmp_path / 'photo.jpg'
     )
-    lines = code[0].replace('score < 0.5', 'score < 0.05')
+    lines = code[0].replace('>= 0.3', '>= 0.05')
     assert lines != code[0]
     lines += "\nimport sys\nassert not {'torch', 'mmdet', 'swinv2_mm'} & set(sys.modules)\n"
     done = subprocess.run(
