@@ -12,7 +12,7 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, Registry, init_default_scope
-from mmengine.runner import load_checkpoint
+from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from swinv2_mm.checkpoints import guard_mmengine, read_checkpoint_file
@@ -24,7 +24,7 @@ from swinv2_mm.engine.console import import_library
 from swinv2_mm.engine.devices import use_device
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import tested_data
-from swinv2_mm.engine.hooks import compare_state
+from swinv2_mm.engine.hooks import compare_state, unwrap_names
 
 _LARGEST_TEXT = 1 << 20
 _OF_MMCV = {'RoIAlign', 'RoIPool', 'nms', 'soft_nms'}
@@ -89,10 +89,14 @@ def load_model(
     target = use_device(device, 'none')
     with guard_mmengine():
         built: Any = build_model(cfg, path)
-        content = load_checkpoint(built, path, map_location='cpu', logger='silent')
-    problem, _ = compare_state(built.state_dict(), content.get('state_dict', content))
+        content: Any = CheckpointLoader.load_checkpoint(path, 'cpu')
+    state = built.state_dict()
+    unwrap_names(content, state)
+    weights = content.get('state_dict', content)
+    problem, _ = compare_state(state, weights)
     if problem:
         raise SetupError(f'The checkpoint {path} {problem}: does it belong to this config?')
+    built.load_state_dict(weights, strict=False)
     stored = (content.get('meta') or {}).get('dataset_meta') or {}
     built.dataset_meta = _dataset_meta(cfg) | {key.lower(): stored[key] for key in stored}
     built.cfg, built.checkpoint = cfg, path

@@ -80,6 +80,7 @@ def convert_checkpoint(
     target = _check_target(target, source)
     found, windows = read_backbone(str(source))
     report = LoadReport(str(source), found.layout.name, found.prefix, windows)
+    report.choice = found.choice
     state = convert_state(found, to, report, windows)
     if not dry_run:
         meta = {} if windows is None else {WINDOWS_KEY: [list(pair) for pair in windows.windows]}
@@ -104,7 +105,10 @@ def publish_checkpoint(source: str | Path, target: str | Path) -> Path:
     # For inference: the names of classes and their colours.
     classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     kept = {'dataset_meta': classes} if classes else {}
-    state = {key.removeprefix('module.'): value for key, value in weights.items()}
+    state = {
+        key.removeprefix('module.').replace('_orig_mod.', ''): value
+        for key, value in weights.items()
+    }
     try:
         return _write_file(state, kept, target, 'state_dict', hashed=True)
     except (TypeError, ValueError) as error:

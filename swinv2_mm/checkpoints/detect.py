@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,8 +16,11 @@ from swinv2_mm.checkpoints.errors import CheckpointError, trusting
 from swinv2_mm.checkpoints.layouts import LAYOUTS, OTHER_MODELS, layout_by_name
 from swinv2_mm.checkpoints.table import Layout
 
-CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'module', 'state_dict_ema', 'model_ema')
-"""Keys under which training scripts keep the weights."""
+EMA_CONTAINERS = ('state_dict_ema', 'model_ema', 'ema')
+"""Keys under which training scripts keep averaged weights beside the raw ones."""
+CONTAINERS = (*EMA_CONTAINERS, 'state_dict', 'model', 'model_state_dict', 'module')
+"""Keys under which training scripts keep the weights; the first one counts."""
+_EMA = re.compile(r'(^|[._])(ema|teacher)[._]')  # in prefixes
 _SHOWN = 6
 _SMALL = 2**30  # bytes
 _ROOT = 'patch_embed.proj'  # in every backbone: its key tells the prefix
@@ -31,19 +34,21 @@ class Found:
     prefix: str  # of their names in the file, such as `'backbone.'`
     state: dict[str, Tensor]  # by names without the prefix
     outside: list[str]  # names in the file without the prefix
+    choice: str = ''  # which weights of several these are, in words
 
 
-def unwrap(content: Any, where: str) -> dict[str, Tensor]:
-    """Return the tensors in the content of a file by name, out of the dict in which training scripts wrap them."""
+def unwrap(content: Any, where: str, container: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors in the content of a file by name, out of the dict in which training scripts wrap them.
+
+    Of several dicts, `container` is the key of the wanted one; default: the first of `CONTAINERS`.
+    """
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f'{where} holds a {type(content).__name__}, not a dict of weights: save model.state_dict()'
         )
-    for key in CONTAINERS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping) and any(isinstance(x, Tensor) for x in inner.values()):
-            content = inner
-            break
+    held = containers_in(content)
+    if held:
+        content = held[container or next(iter(held))]
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not state:
         keys = ', '.join(map(str, list(content)[:8])) or 'none at all'
@@ -51,10 +56,45 @@ def unwrap(content: Any, where: str) -> dict[str, Tensor]:
     return state
 
 
+def containers_in(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the dicts of weights in the content of a file, by the keys of `CONTAINERS`."""
+    held = {}
+    for key in CONTAINERS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and isinstance(inner.get('module'), Mapping):
+            inner = inner['module']  # of DDP, within `ema`
+        if isinstance(inner, Mapping) and any(isinstance(x, Tensor) for x in inner.values()):
+            held[key] = inner
+    return held
+
+
+def find_weights(
+    content: Any, where: str, prefix: str | None = None, layout: str | None = None
+) -> Found:
+    """Find the backbone in the content of a file; see `unwrap` and `find_backbone`.
+
+    Averaged weights go before raw ones. `prefix` may also begin with the key of a container, e.g. `'state_dict.'`.
+    """
+    held = containers_in(content) if isinstance(content, Mapping) else {}
+    first, _, rest = (prefix or '').partition('.')
+    if first not in held:
+        first, rest = '', prefix or ''
+    found = find_backbone(unwrap(content, where, first or None), where, rest or None, layout)
+    averaged = next(iter(held), '')
+    if not first and len(held) > 1 and averaged in EMA_CONTAINERS:
+        others = ', '.join(f'prefix={key!r}' for key in held if key != averaged)
+        choice = f'EMA, under {averaged!r}; the others: {others}'
+        found = replace(found, choice=choice)
+    return found
+
+
 def find_backbone(
     state: Mapping[str, Tensor], where: str, prefix: str | None = None, layout: str | None = None
 ) -> Found:
-    """Find the only SwinV2 backbone in a state dict, of any or of the given prefix and layout."""
+    """Find the SwinV2 backbone in a state dict, of any or of the given prefix and layout.
+
+    Of several ones, the only one with `ema` or `teacher` in its prefix is taken.
+    """
     if prefix and not prefix.endswith('.'):
         prefix += '.'
     found: dict[str, Found] = {}
@@ -73,12 +113,16 @@ def find_backbone(
                 found[start] = Found(choice, start, inside, outside)
     if not found:
         raise CheckpointError(_nothing_found(state, where, prefix, layout))
-    if len(found) > 1:
+    if len(found) == 1:
+        return next(iter(found.values()))
+    averaged = [start for start in found if _EMA.search(start)]
+    if len(averaged) != 1:
         raise CheckpointError(
             f'{where} holds {len(found)} SwinV2 backbones, with the prefixes '
             f'{", ".join(map(repr, sorted(found)))}: choose one with prefix=...'
         )
-    return next(iter(found.values()))
+    others = ', '.join(f'prefix={start!r}' for start in found if start != averaged[0])
+    return replace(found[averaged[0]], choice=f'EMA; the others: {others}')
 
 
 def _nothing_found(

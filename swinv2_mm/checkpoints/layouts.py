@@ -74,6 +74,14 @@ TIMM = Layout(
     present=(r'attn\.cpb_mlp\.',),
 )
 
+# timm.create_model(..., features_only=True) numbers the stages with an underscore.
+TIMM_FEATURES = replace(
+    TIMM,
+    name='timm-features',
+    rows=rows(_COMMON + _V2 + _NORM3, {_DOWN: 'layers.{next}.downsample', 'layers.': 'layers_'}),
+    present=(r'layers_\d+\.blocks\.\d+\.attn\.cpb_mlp\.',),
+)
+
 _HF_SELF = 'encoder.layers.{s}.blocks.{b}.attention.self.'
 HUGGING_FACE = Layout(
     'hf',
@@ -224,7 +232,7 @@ SEED = Layout(
 
 # Tried in this order: marks of a later one may match files of an earlier one.
 LAYOUTS = (
-    *(NATIVE, SIMMIM, OFFICIAL, TIMM, HUGGING_FACE, TORCHVISION, MMPRETRAIN),
+    *(NATIVE, SIMMIM, OFFICIAL, TIMM_FEATURES, TIMM, HUGGING_FACE, TORCHVISION, MMPRETRAIN),
     *(NATIVE_CR, TIMM_CR, SEED),
 )
 

@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor
 
-from swinv2_mm.checkpoints.detect import Found, find_backbone, unwrap
+from swinv2_mm.checkpoints.detect import Found, find_weights
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, HEADS, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
@@ -25,7 +25,9 @@ from swinv2_mm.checkpoints.windows import (
     SourceWindows,
     as_pairs,
     choose_windows,
+    names_of_arch,
     read_windows,
+    refuse_other_masks,
     windows_of_config,
     windows_of_name,
 )
@@ -77,9 +79,12 @@ def load_pretrained(
     if any(value.is_meta for value in targets.values()):
         raise ValueError('the backbone is on the meta device: backbone.to_empty(device=...) first')
     report = LoadReport(where, found.layout.name, found.prefix, windows, backbone.window_sizes)
+    report.choice = found.choice
     recipes = _sort_out(found, targets, report)
     report.allow(allow)
     stages = _num_stages(targets)
+    if windows is None and backbone.pretrained_window_sizes == 'auto':
+        refuse_other_masks(found.state, backbone.window_sizes, where)
     chosen = choose_windows(
         backbone.pretrained_window_sizes, backbone.window_sizes, windows, stages, where
     )
@@ -123,7 +128,7 @@ def read_backbone(
     """Return the weights at an address, and the windows they were trained at; `None` if unknown."""
     local = fetch_checkpoint(where)
     content = local.read(mmap=True)
-    found = find_backbone(unwrap(content, where), where, prefix, layout)
+    found = find_weights(content, where, prefix, layout)
     if found.layout.family == 'cr':
         return found, None  # its position bias is a function of tokens
     if windows := read_windows(found.state, found.layout):
@@ -131,7 +136,9 @@ def read_backbone(
     meta = content.get('meta')
     if isinstance(meta, Mapping) and (stated := meta.get(WINDOWS_KEY)) is not None:
         return found, SourceWindows(as_pairs(stated), 'the metadata of the file')
-    return found, windows_of_config(local.config or {}) or windows_of_name(local.name)
+    names = (local.name, *names_of_arch(content))
+    candidates = (windows_of_config(local.config or {}), *map(windows_of_name, names))
+    return found, next(filter(None, candidates), None)
 
 
 def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -> dict[str, Recipe]:

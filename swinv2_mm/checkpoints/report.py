@@ -26,6 +26,7 @@ class LoadReport:
     model_windows: Sequence[Pair] = ()
     position_windows: Sequence[Pair] = ()  # by which the model divides coordinates after the load
     loaded: list[str] = field(default_factory=list)
+    choice: str = ''  # which weights of several these are
     adapted: dict[str, str] = field(default_factory=dict)  # loaded after a change of shape
     dropped: dict[str, list[str]] = field(default_factory=dict)  # left out on purpose, by reason
     fresh: list[str] = field(default_factory=list)  # not in the file, and keep their initial values
@@ -78,13 +79,14 @@ class LoadReport:
 
     def table(self) -> str:
         """Return the report as lines of text."""
-        trained = str(self.windows) if self.windows else 'not stated'
+        trained = str(self.windows) if self.windows else 'not stated in the file'
         if self.model_windows:
             trained += f'; the model runs at {describe_windows(self.model_windows)}'
             if self.position_windows:
                 trained += f', normalised by {describe_windows(self.position_windows)}'
         rows = {
             'layout': self.layout + (f', prefix {self.prefix!r}' if self.prefix else ''),
+            **({'weights': self.choice} if self.choice else {}),
             'trained at window': trained,
             'loaded': f'{len(self.loaded)} tensors',
             **({'adapted': _count(self.adapted)} if self.adapted else {}),

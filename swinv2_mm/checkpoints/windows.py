@@ -6,12 +6,14 @@ were fine-tuned at a larger window (`window12to16`), that is the first window, n
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor
 
 from swinv2_mm.checkpoints.errors import CheckpointError
@@ -22,6 +24,7 @@ Pair = tuple[int, int]
 Configured = tuple[Pair, ...] | Literal['auto']
 _PATCH, _NUM_STAGES = 4, 4
 _LOGIT_SCALE = 'layers.{s}.blocks.{b}.attn.logit_scale'
+_MASK = re.compile(r'layers[._](\d+)\.blocks\.\d+\.attn_mask$')
 _NAME = re.compile(r'window(\d+)(?:to\d+)?[_-](\d+)(?:to\d+)?')
 
 
@@ -55,6 +58,20 @@ def read_windows(state: Mapping[str, Tensor], layout: Layout) -> SourceWindows |
             return None
         windows.append(_window_of_coords(table))
     return SourceWindows(tuple(windows), 'its relative_coords_table') if windows else None
+
+
+def refuse_other_masks(state: Mapping[str, Tensor], own: Sequence[Pair], where: str) -> None:
+    """Raise CheckpointError if attention masks in a state dict are of other windows than `own`."""
+    for name, mask in state.items():
+        stage = _MASK.match(name)
+        if stage is None or int(stage[1]) >= len(own) or not mask.dim():
+            continue
+        height, width = own[int(stage[1])]
+        if mask.shape[-1] != height * width:
+            raise CheckpointError(
+                f'{where} does not tell at which window it was trained, but {name} is of windows of '
+                f'{mask.shape[-1]} tokens and the model has {height} x {width}: set pretrained_window_sizes'
+            )
 
 
 def as_pairs(rows: Any) -> tuple[Pair, ...]:
@@ -106,6 +123,14 @@ def windows_of_name(name: str) -> SourceWindows | None:
     return SourceWindows(_fit(window, image, _PATCH), f'the name {name}', False)
 
 
+def names_of_arch(content: Mapping[str, Any]) -> list[str]:
+    """Return what training scripts state as the name of the model, under `arch` or in `args`."""
+    args = content.get('args')
+    stated = args if isinstance(args, Mapping) else getattr(args, '__dict__', {})
+    names = (content.get('arch'), stated.get('arch'), stated.get('model'))
+    return [name for name in names if isinstance(name, str)]
+
+
 def windows_of_config(config: Mapping[str, Any]) -> SourceWindows | None:
     """Read the windows from the `config.json` of a model of transformers or timm."""
     named = config.get('architecture')  # timm
@@ -140,17 +165,21 @@ def choose_windows(
 ) -> tuple[Pair, ...]:
     """Return the windows by which coordinates are divided once weights are loaded, one per entry of `own`.
 
-    `configured` are those of the weights in the config, 0 for the model's own, and `windows` those in the file.
+    `configured` are those of the weights in the config, 0 for the model's own, and `windows` those in the file. If
+    neither states them, they are the model's own, with a warning.
 
     Raises:
-        CheckpointError: If file and config contradict each other, or neither has them; the message names `where`.
+        CheckpointError: If file and config contradict each other; the message names `where`.
     """
     if isinstance(configured, str):
         if windows is None:
-            raise CheckpointError(
-                f'{where} does not tell at which window it was trained: set pretrained_window_sizes, e.g. to '
-                f'{describe_windows(own)}'
+            print_log(
+                f'{where} does not tell at which window it was trained: taken as that of the model, '
+                f'{describe_windows(own)}. If it was another one, set pretrained_window_sizes.',
+                logger='current',
+                level=logging.WARNING,
             )
+            return tuple(own)
         if len(windows.windows) < num_stages:
             raise CheckpointError(
                 f'{where} was trained at windows {windows}, but the model has {num_stages} stages'

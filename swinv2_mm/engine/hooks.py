@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from swinv2_mm.ops.winograd import use_winograd
 from swinv2_mm.registry import HOOKS
 
 METRICS_FILE = 'metrics.json'
+_COMPILED = '_orig_mod.'
 
 
 @HOOKS.register_module()
@@ -134,15 +134,18 @@ def plain_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
 class CheckpointMatchHook(Hook):
     """Compare the model with the checkpoint that it is loaded from."""
 
+    priority = 'VERY_HIGH'  # other hooks get the names of the model
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Warn if tensors are missing; refuse a checkpoint that holds none, or not all when testing."""
+        """Warn if tensors are missing; refuse a checkpoint that holds none, or not all when testing.
+
+        Names in the checkpoint lose what wrappers add; see `unwrap_names`.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = getattr(model, 'module', model)  # the model inside one for test-time augmentation
-        loaded = {
-            re.sub(r'^module\.', '', key): value
-            for key, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        problem, none_fits = compare_state(model.state_dict(), loaded)
+        state = model.state_dict()
+        unwrap_names(checkpoint, state)
+        problem, none_fits = compare_state(state, checkpoint.get('state_dict', checkpoint))
         if problem:
             problem = f'The checkpoint {runner._load_from} {problem}'
             testing = not isinstance(runner._train_loop, BaseLoop)
@@ -150,7 +153,9 @@ class CheckpointMatchHook(Hook):
                 raise SetupError(f'{problem}.')
             if testing:
                 raise SetupError(f'{problem}: was it trained with another config?')
-            runner.logger.warning(f'{problem}; they start from their initialisation.')
+            runner.logger.warning(
+                f'{problem}; they start from their initialisation.{_other_classes(runner, checkpoint)}'
+            )
 
 
 @HOOKS.register_module()
@@ -196,6 +201,34 @@ def _as_fp32(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
     return type(value)(map(_as_fp32, value)) if type(value) in (list, tuple) else value
+
+
+def _other_classes(runner: Runner, checkpoint: Mapping[str, Any]) -> str:
+    """Return a sentence about the classes of a checkpoint, if the training has a different number of them."""
+    stored = (checkpoint.get('meta') or {}).get('dataset_meta') or {}
+    theirs = {key.lower(): stored[key] for key in stored}.get('classes')
+    ours = getattr(runner.train_dataloader.dataset, 'metainfo', {}).get('classes')
+    if not theirs or not ours or len(theirs) == len(ours):
+        return ''
+    return (
+        f' The checkpoint is of {len(theirs)} classes and the data have {len(ours)}, so classifiers '
+        'are among them.'
+    )
+
+
+def unwrap_names(checkpoint: dict[str, Any], state: Mapping[str, Any]) -> None:
+    """Remove `module.` of DDP and `_orig_mod.` of `torch.compile` from the names of the weights in a checkpoint.
+
+    The latter stays if the model with the weights `state` is compiled, too. In EMA weights, `module.` is mmengine's.
+    """
+    compiled = any(_COMPILED in key for key in state)
+    weights = checkpoint.get('state_dict', checkpoint)
+    for content in (weights, checkpoint.get('ema_state_dict') or {}):
+        for key in [key for key in content if isinstance(key, str)]:
+            short = key if compiled else key.replace(_COMPILED, '')
+            short = short.removeprefix('module.') if content is weights else short
+            if short != key:
+                content[short] = content.pop(key)
 
 
 def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:

@@ -55,10 +55,10 @@ def give_weights(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def timm_model(arch, window):
+def timm_model(arch, window, **settings):
     import timm
 
-    return timm.create_model(f'swinv2_{arch}_window{window}_256')
+    return timm.create_model(f'swinv2_{arch}_window{window}_256', **settings)
 
 
 def timm_features(model, image):

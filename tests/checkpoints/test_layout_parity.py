@@ -53,6 +53,16 @@ def test_timm(arch, window, tmp_path):
     check_loads_and_agrees('timm', arch, window, file, expected)
 
 
+def test_timm_features_only(tmp_path):
+    model = give_weights(timm_model('tiny', 16, features_only=True))
+    file = tmp_path / 'swinv2_tiny_window16_256.pth'
+    torch.save(model.state_dict(), file)
+    with torch.no_grad():
+        expected = [stage.permute(0, 3, 1, 2) for stage in model(image_for('timm', 16))]
+    check_loads_and_agrees('timm', 'tiny', 16, file, expected)
+    assert_there_and_back(file, 'timm-features')
+
+
 @pytest.mark.parametrize(('arch', 'window'), CASES)
 def test_torchvision(arch, window, tmp_path):
     model = give_weights(torchvision_model(arch, window))

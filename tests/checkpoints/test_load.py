@@ -205,17 +205,64 @@ def test_a_permission_that_permits_nothing_is_an_error(nano, tmp_path):
         load_pretrained(nano(), tmp_path / 'file.pth', allow='patch_embed')
 
 
+def two_models(nano):
+    """Return the weights of two backbones that differ everywhere."""
+    first = weights(nano())
+    return first, {key: value + 1 for key, value in first.items()}
+
+
 def test_two_backbones_in_one_file_need_a_choice(nano, tmp_path):
-    student, teacher = weights(nano()), weights(nano())
-    teacher = {key: value + 1 for key, value in teacher.items()}
-    both = {f'student.{key}': value for key, value in official(student).items()}
-    both |= {f'teacher.{key}': value for key, value in official(teacher).items()}
+    first, second = two_models(nano)
+    both = {f'left.{key}': value for key, value in official(first).items()}
+    both |= {f'right.{key}': value for key, value in official(second).items()}
     torch.save(both, tmp_path / 'file.pth')
-    with pytest.raises(CheckpointError, match=r"'student.', 'teacher.': choose one with prefix"):
+    with pytest.raises(CheckpointError, match=r"'left.', 'right.': choose one with prefix"):
         load_pretrained(nano(), tmp_path / 'file.pth')
     backbone = nano()
-    load_pretrained(backbone, tmp_path / 'file.pth', prefix='teacher')
-    assert_holds(backbone, teacher)
+    load_pretrained(backbone, tmp_path / 'file.pth', prefix='right')
+    assert_holds(backbone, second)
+
+
+@pytest.mark.parametrize(
+    ('raw', 'averaged'), [('student.', 'teacher.'), ('online.', 'model_ema.'), ('', 'ema.')]
+)
+def test_averaged_weights_go_before_raw_ones_of_another_prefix(nano, tmp_path, raw, averaged):
+    first, second = two_models(nano)
+    both = {f'{raw}{key}': value for key, value in official(first).items()}
+    both |= {f'{averaged}{key}': value for key, value in official(second).items()}
+    torch.save(both, tmp_path / 'file.pth')
+    backbone = nano()
+    report = load_pretrained(backbone, tmp_path / 'file.pth')
+    assert_holds(backbone, second)
+    assert f'EMA; the others: prefix={raw!r}' in report.table()
+    if raw:
+        load_pretrained(backbone, tmp_path / 'file.pth', prefix=raw)
+        assert_holds(backbone, first)
+
+
+@pytest.mark.parametrize('averaged', ['state_dict_ema', 'model_ema', 'ema'])
+@pytest.mark.parametrize('raw', ['state_dict', 'model'])
+def test_averaged_weights_go_before_raw_ones_of_another_dict(nano, tmp_path, raw, averaged):
+    models = two_models(nano)
+    first, second = (
+        {f'module.backbone.{key}': value for key, value in official(state).items()}
+        for state in models
+    )
+    content = {raw: first, averaged: {'module': second} if averaged == 'ema' else second}
+    torch.save(content, tmp_path / 'file.pth')
+    backbone = nano()
+    report = load_pretrained(backbone, tmp_path / 'file.pth')
+    assert_holds(backbone, models[1])
+    assert f"EMA, under '{averaged}'; the others: prefix='{raw}'" in report.table()
+    for prefix in (raw, f'{raw}.', f'{raw}.module.backbone.'):
+        report = load_pretrained(backbone, tmp_path / 'file.pth', prefix=prefix)
+        assert_holds(backbone, models[0])
+        assert 'EMA' not in report.table()
+
+
+def test_raw_weights_alone_are_not_called_averaged(nano, tmp_path):
+    torch.save({'model': official(weights(nano())), 'epoch': 3}, tmp_path / 'file.pth')
+    assert 'EMA' not in load_pretrained(nano(), tmp_path / 'file.pth').table()
 
 
 def test_weights_in_half_precision_fill_a_model_in_single(nano, tmp_path):

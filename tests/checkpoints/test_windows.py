@@ -1,10 +1,12 @@
 """Test detection of the training window of a file, and the position bias at other windows."""
 
+import argparse
 import json
 import math
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from swinv2_mm.checkpoints import CheckpointError, load_pretrained
 from swinv2_mm.checkpoints.detect import find_backbone
@@ -200,8 +202,8 @@ def test_a_config_json_beside_the_weights_counts(nano, tmp_path):
     state = nano(norm_cfg=None).state_dict()
     del state['pretrained_window_sizes']
     save_file(state, tmp_path / 'model.safetensors')
-    with pytest.raises(CheckpointError, match='does not tell at which window'):
-        load_pretrained(nano(window_size=12, norm_cfg=None), tmp_path / 'model.safetensors')
+    silent = load_pretrained(nano(window_size=12, norm_cfg=None), tmp_path / 'model.safetensors')
+    assert silent.windows is None
     (tmp_path / 'config.json').write_text(
         json.dumps(dict(image_size=192, patch_size=4, window_size=12, depths=[2, 1, 3]))
     )
@@ -217,6 +219,43 @@ def test_what_the_config_says_suffices_for_a_silent_file(nano, tmp_path):
     report = load_pretrained(backbone, tmp_path / 'weights.pth')
     assert report.windows is None
     assert report.position_windows == ((4, 6),) * 3
+
+
+def test_a_silent_file_gets_the_windows_of_the_model_with_a_warning(
+    nano, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'handlers', [caplog.handler])
+    state = nano(norm_cfg=None).state_dict()
+    del state['pretrained_window_sizes']
+    torch.save(state, tmp_path / 'weights.pth')
+    backbone = nano(window_size=12, norm_cfg=None)
+    report = load_pretrained(backbone, tmp_path / 'weights.pth')
+    assert report.position_windows == ((12, 12),) * 3
+    assert 'does not tell at which window it was trained: taken as that of the model' in caplog.text
+    assert 'not stated in the file' in report.table()
+    # Masks of the attention tell the window.
+    state['layers.0.blocks.1.attn_mask'] = torch.zeros(4, 64, 64)
+    torch.save(state, tmp_path / 'weights.pth')
+    with pytest.raises(CheckpointError, match=r'windows of 64 tokens and the model has 12 x 12'):
+        load_pretrained(backbone, tmp_path / 'weights.pth')
+    load_pretrained(nano(window_size=8, norm_cfg=None), tmp_path / 'weights.pth')
+
+
+@pytest.mark.parametrize(
+    'beside',
+    [
+        {'arch': 'swinv2_tiny_window16_256'},
+        {'args': argparse.Namespace(model='swinv2_tiny_window16_256', lr=0.1)},
+        {'args': {'arch': 'swinv2_tiny_window16_256'}},
+    ],
+)
+def test_the_name_of_the_model_in_a_file_tells_the_window(nano, tmp_path, beside):
+    state = nano(norm_cfg=None).state_dict()
+    del state['pretrained_window_sizes']
+    torch.save({'state_dict': state, **beside}, tmp_path / 'model_best.pth')
+    report = load_pretrained(nano(window_size=12, norm_cfg=None), tmp_path / 'model_best.pth')
+    assert report.position_windows == ((16, 16),) * 3
+    assert 'swinv2_tiny_window16_256' in report.table()
 
 
 def test_the_unit_of_coordinates_travels_with_a_state_dict(nano):
