@@ -21,6 +21,7 @@ from test_configs import CONFIGS, LEAVES, REAL_DATA, SMALL, marking_variants, re
 
 from swinv2_mm.datasets import generate_shapes
 from swinv2_mm.engine.config import dicts_in, drop_pretrained, load_config
+from swinv2_mm.engine.evaluation import use_tta
 from swinv2_mm.models.backbones.arch import resolve_arch
 from swinv2_mm.models.layers import DeformableSwinBlock
 
@@ -118,6 +119,45 @@ def shrink(cfg: Config) -> None:
         cfg.model.test_cfg.get('rcnn', cfg.model.test_cfg).score_thr = 0.0
     if 'num_queries' in cfg.model:  # no more than there are positions
         cfg.model.num_queries = 20
+
+
+TESTED_IN_VIEWS = [
+    'mask_rcnn/mask-rcnn_swinv2-t-p4-w8_fpn_1x_coco.py',
+    'cascade_rcnn/cascade-mask-rcnn_swinv2-t-p4-w8_fpn_ms-crop-3x_coco.py',
+    'mask2former/mask2former_swinv2-t-p4-w8_8xb2-lsj-50e_coco.py',
+    'upernet/swinv2-t-p4-w8-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py',
+    'mask2former/swinv2-t-p4-w8-in1k-pre_mask2former_8xb2-160k_ade20k-512x512.py',
+]
+
+
+@pytest.mark.parametrize('leaf', TESTED_IN_VIEWS)
+def test_views_of_an_image_become_one_prediction(leaf, tiny_data, monkeypatch):
+    cfg = at_data(monkeypatch, tiny_data, leaf)
+    shrink(cfg)
+    use_tta(cfg, (0.75, 1.0))
+    with scope_of(cfg):
+        set_random_seed(0)
+        model = MODELS.build(cfg.model).eval()
+        data = Runner.build_dataloader(
+            dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
+        )
+        item = next(iter(data))
+        assert len(item['inputs']) == 4
+        with torch.no_grad():
+            (merged,) = model.test_step(item)
+            views = [model.module.test_step({k: v[i] for k, v in item.items()}) for i in range(4)]
+    if cfg.default_scope == 'mmseg':
+        logits = [view.seg_logits.data for (view,) in views]
+        assert merged.pred_sem_seg.data.shape[-2:] == merged.ori_shape
+        probabilities = torch.stack([value.softmax(dim=0) for value in logits]).mean(dim=0)
+        top = probabilities.topk(2, dim=0)
+        clear = top.values[0] - top.values[1] > 1e-4
+        assert torch.equal(merged.pred_sem_seg.data[0][clear], top.indices[0][clear])
+        return
+    found = merged.pred_instances
+    assert found.masks.shape == (len(found), *merged.ori_shape) and 0 < len(found) <= 100
+    best = max(float(view.pred_instances.scores.max()) for (view,) in views)
+    assert float(found.scores[0]) == pytest.approx(best)
 
 
 def annotations_in(data_samples: list) -> int:

@@ -17,7 +17,17 @@ def main() -> int:
     parser.add_argument(
         '--work-dir', help='folder for the log and test_metrics.json (default: work_dirs/<config>)'
     )
-    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--tta', action='store_true', help="test-time augmentation: the config's, or a flip"
+    )
+    parser.add_argument(
+        '--tta-scales',
+        type=float,
+        nargs='+',
+        default=(),
+        metavar='S',
+        help='test-time augmentation at these multiples of the size, e.g. 0.75 1 1.25, with and without a flip',
+    )
     parser.add_argument(
         '--out',
         metavar='F',

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,30 @@ from swinv2_mm.engine.config import as_list
 from swinv2_mm.engine.errors import SetupError
 
 _TTA_MODELS: dict[str, dict[str, Any]] = {
-    'mmdet': dict(
-        type='DetTTAModel',
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
-    ),
+    'mmdet': dict(type='swinv2_mm.InstanceTTAModel'),
     'mmseg': dict(type='SegTTAModel'),
     'mmpretrain': dict(type='AverageClsScoreTTA'),
 }
 _META_KEYS = {'mmdet': 'img_id', 'mmseg': 'reduce_zero_label', 'mmpretrain': 'sample_idx'}
 
 
-def use_tta(cfg: Config) -> str:
-    """Switch a config to test-time augmentation: its own, or a horizontal flip; return what was changed, in words.
+def use_tta(cfg: Config, scales: Sequence[float] = ()) -> str:
+    """Switch a config to test-time augmentation; return what was changed, in words.
 
-    mmdet merges boxes only, so a detector's mask head is left out.
+    With `scales`, each image is tested at these multiples of the size in the test pipeline, as it is and flipped;
+    without, as the config's `tta_pipeline` says, or as it is and flipped.
     """
-    own = 'tta_pipeline' in cfg
-    pipeline = cfg.tta_pipeline if own else _flip_pipeline(cfg)
+    if 'panoptic_fusion_head' in cfg.model and cfg.model.test_cfg.get('panoptic_on', True):
+        raise SetupError('--tta: panoptic predictions of several views cannot be merged.')
+    if any(not 0.01 <= scale <= 100 for scale in scales):
+        raise SetupError(
+            f'--tta-scales {" ".join(map(str, scales))}: scales are factors such as 0.75 1 1.25.'
+        )
+    own = 'tta_pipeline' in cfg and not scales
+    pipeline = cfg.tta_pipeline if own else _views(cfg, scales)
     words = "the config's own" if own else 'horizontal flip'
-    if cfg.default_scope == 'mmdet' and cfg.model.get('roi_head', {}).get('mask_head'):
-        cfg.model.roi_head.update(mask_head=None, mask_roi_extractor=None)
-        _keep_boxes(cfg)
-        words += ', boxes only (masks cannot be merged)'
+    if scales:
+        words += f', at {", ".join(f"{scale:g}" for scale in scales)} times the size'
     tta_model = cfg.get('tta_model') or _TTA_MODELS[cfg.default_scope]
     cfg.model = ConfigDict({**tta_model, 'module': cfg.model})
     innermost(cfg.test_dataloader.dataset).pipeline = pipeline
@@ -106,30 +109,40 @@ def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
-def _keep_boxes(cfg: Config) -> None:
-    """Remove the evaluation of masks from the test evaluators."""
-    evaluators = copy.deepcopy(as_list(cfg.test_evaluator))
-    for evaluator in evaluators:
-        metric = evaluator.get('metric')
-        if isinstance(metric, (list, tuple)):
-            evaluator.metric = [name for name in metric if name != 'segm']
-    cfg.test_evaluator = evaluators
-
-
-def _flip_pipeline(cfg: Config) -> list[Any]:
-    """Return the test pipeline with its last step replaced by one with and one without a flip."""
-    pipeline = copy.deepcopy(list(innermost(cfg.test_dataloader.dataset).pipeline))
-    pack = pipeline.pop()
+def _views(cfg: Config, scales: Sequence[float]) -> list[Any]:
+    """Return the test pipeline with views at each of `scales`, if there are any, with and without a flip."""
+    steps = copy.deepcopy(list(innermost(cfg.test_dataloader.dataset).pipeline))
+    pack = steps.pop()
     keys = ['img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction']
     pack.meta_keys = [_META_KEYS[cfg.default_scope], *keys]
-    annotations = [step for step in pipeline if step.type == 'LoadAnnotations']
-    steps = [step for step in pipeline if step.type != 'LoadAnnotations']
+    annotations = [step for step in steps if step.type == 'LoadAnnotations']
+    steps = [step for step in steps if step.type != 'LoadAnnotations']
+    branches = []
+    if scales:
+        place = next((i for i, step in enumerate(steps) if step.type == 'Resize'), None)
+        if place is None:
+            raise SetupError('--tta-scales: the test pipeline has no step of type Resize.')
+        branches.append([_resized(steps[place], scale) for scale in scales])
+        branches += [[step] for step in steps[place + 1 :]]
+        steps = steps[:place]
     # Annotations come after the flip: predictions are flipped back before they are compared with them.
     flips = [
         ConfigDict(type='RandomFlip', prob=prob, direction='horizontal') for prob in (0.0, 1.0)
     ]
-    branches = [flips, *[[step] for step in annotations], [pack]]
+    branches += [flips, *[[step] for step in annotations], [pack]]
     return [*steps, ConfigDict(type='TestTimeAug', transforms=branches)]
+
+
+def _resized(step: ConfigDict, factor: float) -> ConfigDict:
+    """Return a copy of a `Resize` step that makes images `factor` times as large."""
+    step = copy.deepcopy(step)
+    for key in ('scale', 'scale_factor'):
+        given = step.get(key)
+        if given is not None:
+            whole = round if key == 'scale' else float
+            sides = [whole(side * factor) for side in as_list(given)]
+            step[key] = tuple(sides) if len(sides) > 1 else sides[0]
+    return step
 
 
 def innermost(dataset: Any) -> Any:

@@ -138,6 +138,7 @@ def evaluate(
     *,
     work_dir: str | None = None,
     tta: bool = False,
+    tta_scales: Sequence[float] = (),
     out: str | None = None,
     show_dir: str | None = None,
     show_max: int | None = None,
@@ -158,8 +159,8 @@ def evaluate(
         _require_keys(cfg, keys, 'there is nothing to evaluate on')
         cfg.load_from, cfg.resume = require_checkpoint(checkpoint), False
         say(f'checkpoint: {cfg.load_from}')
-        if tta:
-            say(f'test-time augmentation: {use_tta(cfg)}')
+        if tta or tta_scales:
+            say(f'test-time augmentation: {use_tta(cfg, tta_scales)}')
         if out:
             dump_predictions(cfg, out)
         if show_dir:

@@ -116,6 +116,19 @@ def test_a_detector_is_evaluated_and_drawn(detector, run_tool, tmp_path):
     assert_quiet(process, log_of(tmp_path))
 
 
+def test_a_detector_is_evaluated_at_several_sizes(detector, run_tool, tmp_path):
+    trained, _ = detector
+    process = run_tool(
+        TEST, DETECTION, trained, '--work-dir', tmp_path, '--tta-scales', 1, 1.5, '--out', tmp_path / 'out.json',
+        '--cfg-options', *FAST,
+    )  # fmt: skip
+    assert_ok(process)
+    assert 'test-time augmentation: horizontal flip, at 1, 1.5 times the size' in process.stdout
+    assert {'bbox_mAP', 'segm_mAP'} <= set(json.loads((tmp_path / 'test_metrics.json').read_text()))
+    written = json.loads((tmp_path / 'out.json').read_text())
+    assert written and all('segmentation' in instance for instance in written)
+
+
 def test_a_segmentor_is_evaluated_with_flips_and_drawn(segmentor, run_tool, tmp_path):
     trained, _ = segmentor
     shown, predictions = tmp_path / 'vis', tmp_path / 'predictions'
