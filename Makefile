@@ -70,13 +70,15 @@ $(PEERS)/installed: constraints.txt | $(BIN)/python
 
 # One worker for each core, with one thread each. The tests of a file stay together: many share what a fixture trained.
 WORKERS ?= 2
+# A test that stands still for a quarter of an hour ends its worker, with a traceback.
+LIMIT := -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 PYTEST := OMP_NUM_THREADS=1 SWINV2_MM_PEERS=$(PEERS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: $(STAMP)-test $(PEERS)/installed
-	$(PYTEST) -m 'not long' $(PYTEST_ARGS)
+	$(PYTEST) $(LIMIT) -m 'not long' $(PYTEST_ARGS)
 
 test-fast: $(STAMP)-test $(PEERS)/installed
-	$(PYTEST) -m 'not slow and not long' $(PYTEST_ARGS)
+	$(PYTEST) $(LIMIT) -m 'not slow and not long' $(PYTEST_ARGS)
 
 test-slow: $(STAMP)-test $(PEERS)/installed
 	$(PYTEST) -m long $(PYTEST_ARGS)

@@ -21,7 +21,9 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
     notebook = nbformat.read(ROOT / 'docs/tutorial.ipynb', as_version=4)
     assert not any(cell.get('outputs') for cell in notebook.cells)
     resources = {'metadata': {'path': str(tmp_path)}}
-    nbclient.NotebookClient(notebook, km=kernel, timeout=300, resources=resources).execute()
+    client = nbclient.NotebookClient(notebook, km=kernel, timeout=300, resources=resources)
+    client.owns_km = True  # to end the kernel with the last cell
+    client.execute()
     last = notebook.cells[-1].outputs[-1]['data']['text/plain']
     assert "'stage1'" in last and "'stage4'" in last
     assert any(

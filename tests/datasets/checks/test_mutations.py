@@ -2,11 +2,13 @@
 
 import copy
 import json
+import multiprocessing
 import os
 import random
 import resource
 import shutil
 import traceback
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -34,9 +36,9 @@ def places(tree, path=()):
         yield from places(value, (*path, key))
 
 
-def change_json(document, draw):
-    """Return a document with one to three values that are replaced, removed or repeated, and what changed."""
-    document, done = copy.deepcopy(document), []
+def change_json(content, draw):
+    """Return a json with one to three values that are replaced, removed or repeated, and what changed."""
+    document, done = json.loads(content), []
     for _ in range(draw.randint(1, 3)):
         *parents, key = draw.choice(list(places(document)))
         parent = document
@@ -51,7 +53,7 @@ def change_json(document, draw):
         elif isinstance(parent, list):
             parent.append(copy.deepcopy(parent[key]))
         done.append((how, (*parents, key), value))
-    return document, done
+    return json.dumps(document).encode(), done
 
 
 def change_bytes(content, draw):
@@ -87,43 +89,38 @@ def trains_or_is_found(config, part, name):
     return []
 
 
-def in_child(function):
-    """Run a function in a child process, since a library may end it, and return its exit status and what it printed."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
+def try_changes(file, change, content, config, count, env, log):
+    """Apply changes to a file one by one; exit with 1 if one is neither found nor harmless, 2 if few are found."""
+    os.environ.update(env)
+    used = int(Path('/proc/self/statm').read_text().split()[0]) * os.sysconf('SC_PAGE_SIZE')
+    limit = used + 2**33  # a fault may ask for any amount
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    draw, found = random.Random(0), 0
+    for _ in range(count):
+        changed, how = change(content, draw)
+        file.write_bytes(changed)
+        log.write_text(f'{how}: ends the process')
         try:
-            resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))  # a fault may ask for any amount
-            with os.fdopen(writer, 'w', buffering=1) as out:
-                code = function(lambda text: print(text, file=out))
-        finally:
-            os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as text:
-        said = text.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+            found += bool(trains_or_is_found(config, 'train', file.name))
+        except Exception:
+            log.write_text(f'{how}\n{traceback.format_exc()[-2500:]}')
+            os._exit(1)
+    os._exit(0 if found > count // 8 else 2)
 
 
-def check_changes(file, change, config, count):
-    """Apply changes to a file one by one; fail if one is neither found nor harmless."""
-    draw = random.Random(0)
-
-    def run(say):
-        found = 0
-        for _ in range(count):
-            changed, how = change(draw)
-            file.write_bytes(changed)
-            say(f'{how}: ends the process')
-            try:
-                found += bool(trains_or_is_found(config, 'train', file.name))
-            except Exception:
-                say(f'{how}\n{traceback.format_exc()[-2500:]}')
-                return 1
-        return 0 if found > count // 8 else 2
-
-    code, said = in_child(run)
-    assert code == 0, f'exit {code}\n{said[-3000:]}'
+def check_changes(file, change, content, config, count):
+    """Apply changes to a file in a process of its own, since a library may end it; fail if one is not found."""
+    env = {'SWINV2_MM_SHAPES': os.environ['SWINV2_MM_SHAPES']}
+    log = Path(env['SWINV2_MM_SHAPES']) / 'log.txt'
+    # Not forked from this process, which has many threads.
+    process = multiprocessing.get_context('forkserver').Process(
+        target=try_changes, args=(file, change, content, config, count, env, log)
+    )
+    process.start()
+    process.join(10 * count + 120)
+    process.kill()
+    process.join()
+    assert process.exitcode == 0, f'exit {process.exitcode}\n{log.read_text()}'
 
 
 @pytest.fixture
@@ -138,13 +135,7 @@ def data(shapes_root, tmp_path, monkeypatch):
 def test_changed_annotations_are_found_or_harmless(data, detection_config, monkeypatch, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
     file = data / 'annotations' / 'instances_training.json'
-    document = json.loads(file.read_text())
-
-    def change(draw):
-        changed, how = change_json(document, draw)
-        return json.dumps(changed).encode(), how
-
-    check_changes(file, change, detection_config, count)
+    check_changes(file, change_json, file.read_bytes(), detection_config, count)
 
 
 @pytest.mark.parametrize('count', [4, pytest.param(100, marks=pytest.mark.long)])
@@ -152,5 +143,4 @@ def test_changed_annotations_are_found_or_harmless(data, detection_config, monke
 def test_changed_files_are_found_or_harmless(data, segmentation_config, monkeypatch, folder, count):
     monkeypatch.setenv('SWINV2_MM_SHAPES', str(data))
     file = sorted((data / folder / 'training').glob('*.png'))[2]
-    content = file.read_bytes()
-    check_changes(file, lambda draw: change_bytes(content, draw), segmentation_config, count)
+    check_changes(file, change_bytes, file.read_bytes(), segmentation_config, count)
