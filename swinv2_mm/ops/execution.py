@@ -146,6 +146,11 @@ def lacks_threads(x: Tensor) -> bool:
     return x.device.type == 'cpu' and not is_observed(x) and not private.has_all_threads()
 
 
+def is_one_patch_wide(x: Tensor, patch_size: int) -> bool:
+    """Return whether oneDNN would embed an image from wrong memory: in bf16 with AMX, if it is one patch wide."""
+    return x.device.type == 'cpu' and not is_observed(x) and x.shape[3] == patch_size
+
+
 def differentiates_plainly() -> bool:
     """Return whether a backward pass consists of plain operators: under `create_graph`, transforms, forward-mode AD."""
     return torch.is_grad_enabled() or private.is_transformed()

@@ -10,6 +10,7 @@ from swinv2_mm_cli import add_options, make_parser
 LAYOUTS = (
     'native',
     'official',
+    'timm-features',
     'timm',
     'hf',
     'torchvision',

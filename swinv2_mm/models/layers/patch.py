@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from swinv2_mm.models.layers.bands import in_bands
 from swinv2_mm.ops import private
-from swinv2_mm.ops.execution import is_as_made, kinds, lacks_threads
+from swinv2_mm.ops.execution import is_as_made, is_one_patch_wide, kinds, lacks_threads
 from swinv2_mm.ops.linear import call_linear
 from swinv2_mm.ops.window_attention import has_symbolic_size
 
@@ -57,7 +57,11 @@ class PatchEmbed(nn.Module):
             x = F.pad(x, (0, side - 1, 0, side - 1))[:, :, :height, :width]
         elif bottom or right:
             x = F.pad(x, (0, right, 0, bottom))
-        if self._is_patchwise() and is_as_made(self.proj, nn.Conv2d) and lacks_threads(x):
+        if (
+            self._is_patchwise()
+            and is_as_made(self.proj, nn.Conv2d)
+            and (lacks_threads(x) or is_one_patch_wide(x, side))
+        ):
             x = self._embed_by_product(x)
         else:
             # Does not copy images in channels-last format.
