@@ -205,7 +205,8 @@ def _as_onnx(model: nn.Module, case: Case) -> bytes:
     from swinv2_mm.apis.export_files import OPSET
 
     example = torch.zeros(case.batch, 3, *case.input)
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    fp32 = torch.autocast('cpu', enabled=False)  # the runtime converts the file to its own dtype
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), fp32:
         path = Path(folder) / 'model.onnx'
         torch.onnx.export(
             model,

@@ -173,11 +173,9 @@ def load_config(case: Case, backbone: str) -> Config:
         for head in filter(None, (cfg.model.decode_head, cfg.model.get('auxiliary_head'))):
             head.norm_cfg = dict(type='BN', requires_grad=True)
     if case.dtype != 'fp32':
-        enable_amp(cfg, case.device == 'cuda')
-        if case.device == 'cuda':
-            cfg.optim_wrapper.dtype = {'bf16': 'bfloat16', 'fp16': 'float16'}[case.dtype]
-        elif case.dtype == 'fp16':
+        if case.dtype == 'fp16' and case.device == 'cpu':
             raise ValueError('fp16 training needs a GPU; on a CPU use bf16')
+        enable_amp(cfg, torch.device(case.device), case.dtype)
     return cfg
 
 

@@ -33,6 +33,7 @@ HOOKS = _child(
     *('engine.hooks', 'engine.bad_samples', 'engine.checkpoint_hook', 'engine.curves'),
     *('engine.interrupts', 'engine.resume', 'apis.side_by_side'),
 )
+MODEL_WRAPPERS = _child(registry.MODEL_WRAPPERS, 'engine.sharded')
 VISBACKENDS = _child(registry.VISBACKENDS, 'engine.curves')
 OPTIM_WRAPPERS = _child(registry.OPTIM_WRAPPERS, 'engine.runner')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'engine.optimizer')

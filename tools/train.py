@@ -23,7 +23,11 @@ def main() -> int:
         help='continue from CKPT, or from the newest checkpoint of the work directory',
     )
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: fp16 on a GPU, bfloat16 elsewhere'
+        '--amp',
+        nargs='?',
+        const='auto',
+        choices=['bf16', 'fp16', 'auto'],
+        help='mixed precision (default: bf16; fp16 on GPUs without it)',
     )
     parser.add_argument(
         '--auto-scale-lr',

@@ -90,7 +90,7 @@ def _train(config: str, iterations: int, work_dir: Path, options: PartOptions) -
     code = train(
         path,
         work_dir=str(work_dir),
-        amp=True,
+        amp='auto',
         max_iters=iterations,
         device=options.device,
         cfg_options=[f'{key}={value}' for key, value in changes.items()],

@@ -227,8 +227,13 @@ REPORT_FILE = 'invalid_values.json'
 def invalid_tensors(model: nn.Module) -> list[str]:
     """Return the names of the parameters that have a NaN or infinite value, and of the buffers that have a NaN."""
     inner: Any = model.module if is_model_wrapper(model) else model
-    names = [name for name, value in inner.named_parameters() if not value.isfinite().all()]
+    names = [name for name, value in inner.named_parameters() if not _own(value).isfinite().all()]
     return names + [name for name, value in inner.named_buffers() if value.isnan().any()]
+
+
+def _own(value: Any) -> torch.Tensor:
+    """Return the part of a parameter that is in this process."""
+    return value.to_local() if hasattr(value, 'to_local') else value
 
 
 def write_report(runner: Runner, iteration: int, outputs: Any = None, batch: Any = None) -> Path:

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from swinv2_mm import shipped
 from swinv2_mm.engine.console import import_library, warn
+from swinv2_mm.engine.devices import GPU_KINDS, has_bf16
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm_cli import find_config
 
@@ -102,19 +104,32 @@ def set_work_dir(cfg: Config, work_dir: str | None) -> None:
         ) from error
 
 
-def enable_amp(cfg: Config, on_gpu: bool) -> None:
-    """Switch the optimizer wrapper to mixed precision: fp16 with loss scaling on a GPU, bfloat16 on other devices."""
+def enable_amp(cfg: Config, device: torch.device, precision: str = 'auto') -> str:
+    """Switch the optimizer wrapper to mixed precision, and return which.
+
+    `'auto'` is what the wrapper says if it is mmengine's `AmpOptimWrapper` on a GPU; else bf16, and fp16 with loss
+    scaling on GPUs without bf16.
+    """
     wrapper = cfg.optim_wrapper
     kind = wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper', _AUTOCAST):
         raise SetupError(f'--amp works with optim_wrapper.type OptimWrapper, not with {kind!r}.')
-    if on_gpu:
-        wrapper.type = 'AmpOptimWrapper'
+    on_gpu = device.type in GPU_KINDS
+    if precision == 'fp16' and not on_gpu:
+        raise SetupError('--amp fp16 is for GPUs: use --amp bf16.')
+    if precision == 'auto':
+        stated = kind == 'AmpOptimWrapper' and wrapper.get('dtype') != 'bfloat16'
+        precision = 'fp16' if on_gpu and (stated or not has_bf16(device)) else 'bf16'
+    if precision == 'fp16':
+        wrapper.update(type='AmpOptimWrapper', dtype='float16')
         wrapper.setdefault('loss_scale', 'dynamic')
-        return
-    wrapper.type = _AUTOCAST
-    for gpu_only in ('loss_scale', 'dtype', 'use_fsdp'):
-        wrapper.pop(gpu_only, None)
+        return precision
+    wrapper.type = (
+        _AUTOCAST  # the exponents of bf16 are those of fp32, so the loss needs no scaling
+    )
+    for of_fp16 in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(of_fp16, None)
+    return precision
 
 
 def complete_config(cfg: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -63,6 +63,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
         return torch.autocast(device.type, dict(bf16=torch.bfloat16, fp16=torch.float16)[precision])
     except RuntimeError as error:
         raise SetupError(f'--precision {precision} on {device}: {error}') from error
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Return whether a GPU computes in bf16 without emulation; False for other devices than those of CUDA."""
+    if device.type != 'cuda' or not torch.cuda.is_available():
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager
@@ -139,6 +146,12 @@ def _require_processes(device: torch.device, launcher: str, available: list[str]
         )
 
 
+def is_sharded(model_wrapper_cfg: Mapping[str, Any] | None) -> bool:
+    """Return whether a config's `model_wrapper_cfg` asks for `swinv2_mm.engine.sharded.FullyShardedModel`."""
+    kind = (model_wrapper_cfg or {}).get('type', '')
+    return getattr(kind, '__name__', kind).rpartition('.')[2] == 'FullyShardedModel'
+
+
 def join_processes(cfg: Config, device: torch.device) -> None:
     """Connect the processes of a distributed run on CPUs, with gloo.
 
@@ -148,15 +161,17 @@ def join_processes(cfg: Config, device: torch.device) -> None:
     if device.type != 'cpu' or cfg.launcher == 'none':
         return
     cfg.pop('sync_bn', None)
-    cfg.model_wrapper_cfg = ConfigDict(
-        {
-            'type': 'MMDistributedDataParallel',
-            'broadcast_buffers': False,
-            'find_unused_parameters': cfg.get('find_unused_parameters', False),
-            **(cfg.get('model_wrapper_cfg') or {}),
-            'device_ids': None,
-        }
-    )
+    given = cfg.get('model_wrapper_cfg') or {}
+    if not is_sharded(given):
+        cfg.model_wrapper_cfg = ConfigDict(
+            {
+                'type': 'MMDistributedDataParallel',
+                'broadcast_buffers': False,
+                'find_unused_parameters': cfg.get('find_unused_parameters', False),
+                **given,
+                'device_ids': None,
+            }
+        )
     if not distributed.is_initialized():
         dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
         timeout = timedelta(seconds=dist_cfg.get('timeout', 1800))

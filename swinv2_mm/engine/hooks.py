@@ -239,7 +239,13 @@ def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[
         if not key.endswith(('num_batches_tracked', WINDOWS_KEY))
     }
     missing = [key for key in wanted if key not in loaded]
-    unlike = [key for key in wanted if key in loaded and loaded[key].shape != wanted[key].shape]
+    unlike = [
+        key
+        for key in wanted
+        if key in loaded
+        and loaded[key].shape != wanted[key].shape
+        and not loaded[key].numel() == wanted[key].numel() == 1  # (1,) instead of () under FSDP2
+    ]
     lacking = len(missing) + len(unlike)
     if not lacking:
         return '', False

@@ -41,7 +41,6 @@ from swinv2_mm.engine.console import (
     was_interrupted,
 )
 from swinv2_mm.engine.devices import (
-    GPU_KINDS,
     autocast,
     describe_device,
     join_processes,
@@ -73,7 +72,7 @@ def train(
     *,
     work_dir: str | None = None,
     resume: str | None = None,
-    amp: bool = False,
+    amp: str | None = None,
     auto_scale_lr: bool = False,
     max_iters: int | None = None,
     no_pretrained: bool = False,
@@ -95,13 +94,11 @@ def train(
         cfg, on = _prepare(config, cfg_options, work_dir, device, launcher)
         keys = ('train_dataloader', 'train_cfg', 'optim_wrapper')
         _require_keys(cfg, keys, 'it cannot be trained')
-        on_gpu = on.type in GPU_KINDS
         if no_pretrained and (dropped := drop_pretrained(cfg.model)):
             say(f'pre-trained weights: {dropped} left out')
         _prepare_checkpoints(cfg, resume)
         if amp or cfg.optim_wrapper.get('type') == 'AmpOptimWrapper':
-            enable_amp(cfg, on_gpu)
-            say(f'mixed precision: {"fp16" if on_gpu else "bfloat16"}')
+            say(f'mixed precision: {enable_amp(cfg, on, amp or "auto")}')
         if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
             enable_lr_scaling(cfg)
         if max_iters is not None:

@@ -279,7 +279,7 @@ def _gradients(runner: Runner) -> dict[str, torch.Tensor]:
     return {
         name: parameter.grad.cpu()
         for name, parameter in _model(runner).named_parameters()
-        if parameter.grad is not None
+        if parameter.grad is not None and not hasattr(parameter.grad, 'to_local')
     }
 
 

@@ -13,17 +13,17 @@ from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch import nn
 from torch.nn import SyncBatchNorm
 
 from swinv2_mm.engine.console import continue_logging, say
+from swinv2_mm.engine.sharded import ShardingRunner
 from swinv2_mm.registry import OPTIM_WRAPPERS
 
 
 @RUNNERS.register_module()
-class TrainingRunner(Runner):
+class TrainingRunner(ShardingRunner):
     """A Runner whose terminal shows progress, results and warnings, and which runs SyncBN on CPUs as BN."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:

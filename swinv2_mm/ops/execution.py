@@ -173,6 +173,25 @@ def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     )
 
 
+def takes_onednn_in_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
+    """Return whether `ops.linear` uses oneDNN in bf16: in inference, for bf16 tensors or under bf16 autocast."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    is_cast = torch.is_autocast_enabled('cpu') and torch.get_autocast_dtype('cpu') == torch.bfloat16
+    kinds_of_numbers = (torch.bfloat16, torch.float32) if is_cast else (torch.bfloat16,)
+    return (
+        not torch.is_grad_enabled()
+        and all(tensor.device.type == 'cpu' for tensor in tensors)
+        and all(tensor.dtype in kinds_of_numbers for tensor in tensors)
+        and x.numel() > 0
+        and weight.layout == torch.strided
+        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
+        and not is_observed(*tensors)
+        and bool(torch.backends.mkldnn.enabled)
+        and private.has_bf16_linear()
+        and private.has_all_threads()
+    )
+
+
 def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
     """Return whether `ops.norm.add_norm` runs its kernel: contiguous fp32 tensors on a CPU, without gradients."""
     if torch.is_grad_enabled() or not is_as_made(norm, nn.LayerNorm):
@@ -260,8 +279,8 @@ def why_not_llvm(
     """Return why the CPU kernels cannot run, as a clause that follows "because"; `None` if they can."""
     if device.type != 'cpu':
         return f'it is for CPUs, and the tensors are on the device {str(device)!r}'
-    if dtype != torch.float32:
-        return f'it computes in fp32, not in {dtype}'
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f'it is for fp32 and bf16, not for {dtype}'
     if head_dim % LLVM_LANES[0] or not 1 <= head_dim <= MAX_HEAD_DIM:
         return f'its heads have a multiple of {LLVM_LANES[0]} channels up to {MAX_HEAD_DIM}, not {head_dim}'
     return runtime.why_not_here()

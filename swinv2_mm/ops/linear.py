@@ -13,7 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swinv2_mm.ops.execution import differentiates_plainly, is_as_made, takes_onednn
+from swinv2_mm.ops.execution import (
+    differentiates_plainly,
+    is_as_made,
+    takes_onednn,
+    takes_onednn_in_bf16,
+)
 from swinv2_mm.ops.private import onednn_linear
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
@@ -128,6 +133,9 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Compute `torch.nn.functional.linear`, followed by the exact GELU if `gelu`."""
+    if takes_onednn_in_bf16(x, weight, bias):
+        numbers = [None if given is None else given.bfloat16() for given in (x, weight, bias)]
+        return _LINEAR(*numbers, 'gelu' if gelu else 'none', [], 'none')
     if not takes_onednn(x, weight, bias):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y

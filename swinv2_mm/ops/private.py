@@ -113,6 +113,13 @@ def onednn_linear() -> Any:
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None) if available else None
 
 
+@cache
+def has_bf16_linear() -> bool:
+    """Return whether `onednn_linear` computes in bf16 on this processor."""
+    supports = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+    return onednn_linear() is not None and supports is not None and bool(supports())
+
+
 def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     """Return the input gradient of a softmax over the last axis, from its output `weights` and output gradient."""
     return torch.ops.aten._softmax_backward_data(grad, weights, -1, weights.dtype)

@@ -138,16 +138,32 @@ def test_lr_scaling_needs_a_base_batch_size(detection_cfg):
         enable_lr_scaling(detection_cfg)
 
 
-def test_amp_suits_the_device(detection_cfg):
-    enable_amp(detection_cfg, on_gpu=True)
-    assert detection_cfg.optim_wrapper.type == 'AmpOptimWrapper'
-    assert detection_cfg.optim_wrapper.loss_scale == 'dynamic'
-    enable_amp(detection_cfg, on_gpu=False)
-    assert detection_cfg.optim_wrapper.type == 'swinv2_mm.AutocastOptimWrapper'
-    assert 'loss_scale' not in detection_cfg.optim_wrapper
-    detection_cfg.optim_wrapper.type = 'ApexOptimWrapper'
+@pytest.mark.parametrize('capability', [(7, 5), (8, 0)])
+def test_amp_suits_the_device(detection_cfg, monkeypatch, capability):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: capability)
+    gpu, cpu = torch.device('cuda'), torch.device('cpu')
+    wrapper = detection_cfg.optim_wrapper
+    best = 'bf16' if capability >= (8, 0) else 'fp16'
+    assert enable_amp(detection_cfg, gpu) == best
+    assert (wrapper.type == 'AmpOptimWrapper') == (best == 'fp16')
+    assert enable_amp(detection_cfg, gpu, 'fp16') == 'fp16'
+    assert (wrapper.type, wrapper.loss_scale, wrapper.dtype) == (
+        'AmpOptimWrapper',
+        'dynamic',
+        'float16',
+    )
+    assert enable_amp(detection_cfg, gpu) == 'fp16'  # what the config says
+    assert enable_amp(detection_cfg, gpu, 'bf16') == 'bf16'
+    assert wrapper.type == 'swinv2_mm.AutocastOptimWrapper'
+    wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    assert enable_amp(detection_cfg, cpu) == 'bf16'
+    assert wrapper.type == 'swinv2_mm.AutocastOptimWrapper' and 'loss_scale' not in wrapper
+    with pytest.raises(SetupError, match='fp16 is for GPUs'):
+        enable_amp(detection_cfg, cpu, 'fp16')
+    wrapper.type = 'ApexOptimWrapper'
     with pytest.raises(SetupError, match='ApexOptimWrapper'):
-        enable_amp(detection_cfg, on_gpu=False)
+        enable_amp(detection_cfg, cpu)
 
 
 def test_worker_settings_without_workers_are_dropped(detection_cfg):

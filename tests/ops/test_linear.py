@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swinv2_mm.ops.execution import takes_onednn
+from swinv2_mm.ops.execution import takes_onednn, takes_onednn_in_bf16
 from swinv2_mm.ops.linear import linear
 
 # Few and many rows and channels, with and without the shape of a map: different code paths.
@@ -46,6 +46,31 @@ def test_gelu_is_the_exact_one():
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled):
             torch.testing.assert_close(linear(x, weight, bias, gelu=True), expected)
+
+
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(('bias', 'gelu'), [(True, False), (False, True), (True, True)])
+def test_inference_in_bf16(shape, bias, gelu):
+    """One rounding to bf16 (2^-9) for each input and the output; sums are fp32."""
+    x, weight = torch.randn(shape), torch.randn(20, shape[-1])
+    shift = torch.randn(20) if bias else None
+    rounded = [None if given is None else given.bfloat16() for given in (x, weight, shift)]
+    expected = F.linear(*(None if given is None else given.double() for given in rounded))
+    expected = F.gelu(expected) if gelu else expected
+    close = dict(rtol=2**-7, atol=1e-2)
+    with torch.no_grad():
+        found = linear(*rounded, gelu=gelu)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            cast = linear(x, weight, shift, gelu=gelu)
+    for mine in (found, cast):
+        assert mine.dtype == torch.bfloat16 and mine.shape == expected.shape
+        torch.testing.assert_close(mine.double(), expected, **close)
+    # With gradients, under another autocast or with other tensors, torch decides.
+    assert not takes_onednn_in_bf16(x, weight, shift)
+    with torch.enable_grad():
+        assert not takes_onednn_in_bf16(*rounded)
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.float16):
+        assert linear(x, weight, shift).dtype == torch.float16
 
 
 def test_gradients_only_where_they_are_wanted():

@@ -86,7 +86,7 @@ def test_a_segmentor_trains_in_mixed_precision_with_scaled_learning_rate(segment
     work_dir, process = segmentor
     assert_ok(process)
     console = process.stdout
-    assert 'mixed precision: bfloat16' in console or 'mixed precision: fp16' in console
+    assert 'mixed precision: bf16' in console or 'mixed precision: fp16' in console
     assert '2 per device x 1 device x 2 accumulation = 4; learning rate:' in console
     rate = re.search(r'learning rate: (\S+), scaled', console)
     assert float(rate[1]) == pytest.approx(0.002 * 4 / 8)

@@ -1,11 +1,14 @@
 """Settings that would end in an assertion of a library in the middle of a run, through the tool's own function."""
 
 import json
+import re
+from pathlib import Path
 
 import cv2
 import pytest
+import torch
 from tiny_run import build
-from tool_runs import FAST, SEGMENTATION
+from tool_runs import FAST, ROOT, SEGMENTATION
 
 from swinv2_mm.engine.launch import train
 from swinv2_mm.engine.schedules import schedule_faults
@@ -90,3 +93,23 @@ def test_schedules_that_a_training_is_too_short_for(tmp_path, settings, schedule
     found = list(schedule_faults(runner))
     assert len(found) == len(sentences)
     assert all(sentence in text for sentence, text in zip(sentences, found))
+
+
+def test_documented_lines_for_averages_accumulation_and_early_stopping(root, capsys):
+    text = (ROOT / 'docs/training.md').read_text()
+    (lines,) = re.findall(r'<!-- test: lines -->\n```python\n(.*?)```', text, flags=re.DOTALL)
+    # No validation is better by 100 than the one before.
+    lines = lines.replace('patience=5', 'patience=1, min_delta=100.0')
+    Path('mine.py').write_text(f'_base_ = [{SEGMENTATION!r}]\n{lines}')
+    options = [*FAST, 'train_cfg.max_iters=8', 'train_cfg.val_interval=2']
+    options += ['default_hooks.checkpoint.interval=2', 'default_hooks.checkpoint.max_keep_ckpts=-1']
+    assert train('mine.py', work_dir='run', device='cpu', cfg_options=options) == 0
+    assert '2 per device x 1 device x 4 accumulation = 8' in capsys.readouterr().out
+    assert sorted(file.name for file in Path('run').glob('*.pth')) == ['iter_2.pth', 'iter_4.pth']
+    content = torch.load('run/iter_4.pth', weights_only=False)
+    name = 'decode_head.conv_seg.weight'
+    averaged, raw = content['state_dict'][name], content['ema_state_dict'][f'module.{name}']
+    assert not torch.equal(averaged, raw)
+    start = torch.load('run/iter_2.pth', weights_only=False)
+    # The optimizer has stepped once, after the fourth batch.
+    assert torch.equal(start['ema_state_dict'][f'module.{name}'], start['state_dict'][name])

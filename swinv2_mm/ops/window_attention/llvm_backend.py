@@ -209,13 +209,14 @@ def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
 def llvm_window_attention(
     qkv: Tensor, scale: Tensor, derive: Any, partition: WindowPartition | Band, direct: bool = False
 ) -> Tensor:
-    """Compute `window_attention` in fp32. Second derivatives are those of the reference.
+    """Compute `window_attention`, in fp32 also for bf16. Second derivatives are those of the reference.
 
     Only the inputs are stored for the backward pass. `direct` runs the kernel without the torch operator.
     """
     table, scale = derive('llvm', lay_out_table), scale.float()
     if direct:
-        return _attend(qkv, scale, table, partition.window, partition.runs)
+        return _attend(qkv.float(), scale, table, partition.window, partition.runs).to(qkv.dtype)
     if isinstance(partition, Band):
         raise ValueError('a band is for inference: call it under torch.no_grad()')
-    return attention(qkv, scale, table, [*partition.window], [*partition.shift])
+    sides = [*partition.window], [*partition.shift]
+    return attention(qkv.float(), scale, table, *sides).to(qkv.dtype)

@@ -1,5 +1,6 @@
 """Compare the backbone to timm's SwinV2 (bit-equal to the official one) and to a naive reference."""
 
+import copy
 import re
 from functools import partial
 
@@ -159,3 +160,30 @@ def test_equals_the_naive_reference_at_any_size_window_arch_backend_dtype_and_ho
         for mine, theirs in zip(model.bfloat16()(image.bfloat16()), expected):
             assert relative_error(mine.double(), theirs) < 0.2
     assert not observed or 'drop' in observed or len(seen) >= 3
+
+
+@pytest.mark.parametrize('window', [4, 8])
+@pytest.mark.parametrize('way', ['autocast', 'model.bfloat16()'])
+def test_errors_of_bf16_are_those_of_rounded_weights(randomize, window, way):
+    """Autocast changes at most 1.75 times as much as rounding the weights, bf16 throughout at most twice as much."""
+    model = SwinTransformerV2(
+        dict(embed_dims=96, depths=(2, 2, 2), num_heads=(3, 6, 12)),
+        window_size=window,
+        out_indices=(0, 1, 2),
+        norm_cfg=None,
+    )
+    randomize(model, seed=0).eval()
+    image = torch.randn(2, 3, 125, 166, generator=torch.Generator().manual_seed(0))
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in rounded.parameters():
+            parameter.copy_(parameter.bfloat16())
+        exact, allowed = model(image), rounded(image)
+        if way == 'autocast':
+            with torch.autocast('cpu', dtype=torch.bfloat16):
+                found = model(image)
+        else:
+            found = model.bfloat16()(image.bfloat16())
+    factor = 1.75 if way == 'autocast' else 2
+    for mine, theirs, truth in zip(found, allowed, exact):
+        assert (mine.float() - truth).norm() < factor * (theirs - truth).norm()
