@@ -25,7 +25,7 @@ from swinv2_mm.models.backbones.arch import ARCHS
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL_LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.glob('[!_]*/**/*.py'))
 # Classification configs, which need mmpretrain, are tested in test_classification_configs.py.
-LEAVES = [leaf for leaf in ALL_LEAVES if not leaf.startswith('classification/')]
+LEAVES = [leaf for leaf in ALL_LEAVES if not leaf.startswith(('classification/', 'comparison/'))]
 PUBLISHED = [leaf for leaf in LEAVES if re.search(r'swinv2-[tsbl]-', leaf)]
 SMALL = [leaf for leaf in LEAVES if 'swinv2-nano' in leaf]
 REAL_DATA = os.environ.get('SWINV2_MM_DATA')
