@@ -35,6 +35,7 @@ COMMANDS = {
     'export': 'export.py',
     'analyze': 'analyze.py',
     'inspect': 'inspect_model.py',
+    'plan': 'plan.py',
     'web': 'web.py',
     'convert': 'model_converters/convert_checkpoint.py',
     'doctor': 'doctor.py',

@@ -157,9 +157,9 @@ def _draw(folder: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     for axes, (key, by_name) in zip(all_axes, series.items()):
         for name, curves in by_name.items():
             steps = sorted(set.intersection(*(set(curve) for curve in curves)))
-            values = [[curve[step] for curve in curves] for step in steps]
-            (line,) = axes.plot(steps, [statistics.fmean(row) for row in values], '.-', label=name)
-            lows, highs = [min(row) for row in values], [max(row) for row in values]
+            found = [[curve[step] for curve in curves] for step in steps]
+            (line,) = axes.plot(steps, [statistics.fmean(row) for row in found], '.-', label=name)
+            lows, highs = [min(row) for row in found], [max(row) for row in found]
             axes.fill_between(steps, lows, highs, color=line.get_color(), alpha=0.2, lw=0)
         axes.set_ylabel(key)
         axes.grid(alpha=0.3)
