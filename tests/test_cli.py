@@ -110,6 +110,7 @@ def test_what_is_wrong_is_said_in_a_sentence(arguments, status, message, tmp_pat
         (('test', NAME, 'none/last_checkpoint'), 'The checkpoint none/last_checkpoint does not'),
         (('train', 'mask-rcnn_swinv2-s'), 'did you mean mask-rcnn_swinv2-s-p4-w8_fpn_1x_coco or '),
         (('check-data', 'none'), 'The config none does not exist.'),
+        (('inspect', 'none'), 'The model none does not exist.'),
         (('new-config', 'photo'), 'The folder photo does not exist; did you mean photos?'),
         (('export', 'photos', '--to', 'onnx', '--config', 'x'), 'The config x does not exist.'),
         (('predict', 'https://a/b.jpg', '0', 'photos', 'x[1].jpg', '--model', 'm'), 'checkpoint m'),

@@ -6,7 +6,7 @@ import argparse
 import re
 import sys
 
-from swinv2_mm_cli import add_options, image_size, make_parser, require_paths, run
+from swinv2_mm_cli import add_options, find_config, image_size, make_parser, require_paths, run
 
 
 def point(text: str) -> tuple[int, int]:
@@ -48,6 +48,10 @@ def main() -> int:
         example='model.backbone.window_size=16',
     )
     args = parser.parse_args()
+    try:
+        find_config(args.model)
+    except FileNotFoundError:
+        require_paths('model', args.model)
     require_paths('image', args.image)
     return run('swinv2_mm.apis.complexity:inspect_model', args)
 

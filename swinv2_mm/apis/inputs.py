@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from swinv2_mm.engine.console import say
 from swinv2_mm.engine.errors import SetupError
 
 IMAGES = ('.bmp', '.gif', '.jp2', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
@@ -59,18 +61,27 @@ def _find(given: str, outputs: Path) -> list[Source]:
     if path.is_dir():
         if outputs == path.resolve():
             raise SetupError(f'The folder {given} is both an input and --out: name another one.')
-        files = [
+        found = [
             file
             for file in sorted(path.rglob('*'))
-            if file.suffix.lower() in IMAGES + VIDEOS
+            if file.is_file()
             and not any(part.startswith('.') for part in file.relative_to(path).parts)
             and not file.resolve().is_relative_to(outputs)
         ]
+        files = [file for file in found if file.suffix.lower() in IMAGES + VIDEOS]
+        others = Counter(file.suffix.lower() or 'without suffix' for file in found)
+        kinds = [
+            f'{count} {suffix}' for suffix, count in others.items() if suffix not in IMAGES + VIDEOS
+        ]
+        if files and kinds:
+            say(
+                f'{given}: files that are neither images nor videos are left out: {", ".join(kinds)}'
+            )
         names = [file.relative_to(path).with_suffix('') for file in files]
         missing = f'The folder {given} holds no image or video.'
     else:
-        found = [given] if path.exists() else sorted(glob.glob(given, recursive=True))
-        files = [Path(file) for file in found if Path(file).is_file()]
+        matches = [given] if path.exists() else sorted(glob.glob(given, recursive=True))
+        files = [Path(file) for file in matches if Path(file).is_file()]
         names = [Path(file.stem) for file in files]
         what = 'matches no file' if glob.has_magic(given) else 'does not exist'
         missing = f'The input {given} {what}.'

@@ -54,6 +54,7 @@ def test_a_folder(run_tool, models, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     text = done.stdout + done.stderr
     assert f'passed over: {photos}/b/bad.png: not an image, or damaged' in text
+    assert 'neither images nor videos are left out: 1 .txt' in text
     assert 'empty.jpg' in text and '3 images' in text and '2 of 5 inputs failed' in text
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob('*.*'))
     assert written == ['a/x.jpg', 'b/x.jpg', 'b/x_2.jpg']
