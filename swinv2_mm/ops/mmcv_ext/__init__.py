@@ -36,10 +36,21 @@ _PROVIDERS = {
     'ms_deform_attn_backward': "torch's operators",
     'sigmoid_focal_loss_forward': "torch's operators",
     'sigmoid_focal_loss_backward': "torch's operators",
+    'softmax_focal_loss_forward': "torch's operators",
+    'softmax_focal_loss_backward': "torch's operators",
+    'carafe_forward': "torch's operators",
+    'carafe_backward': "torch's operators",
+    'bbox_overlaps': "torch's operators",
     'softnms': "torch's operators, on the CPU",
     'get_compiler_version': 'Python',
     'get_compiling_cuda_version': 'Python',
 }
+
+_MODULES = {
+    **dict.fromkeys(('roi_align_forward', 'roi_align_backward'), 'roi_align'),
+    **dict.fromkeys(('bbox_overlaps', 'nms', 'nms_match', 'softnms'), 'boxes'),
+}
+"""Where operators are, if not in `operators`."""
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:
@@ -69,7 +80,7 @@ class StandIn(ModuleType):
         if name not in _PROVIDERS:
             return _missing(name)
         # Imported here, so that `install` itself loads neither torch nor torchvision.
-        module = 'roi_align' if name.startswith('roi_align') else 'operators'
+        module = _MODULES.get(name, 'operators')
         operator = getattr(importlib.import_module(f'{__name__}.{module}'), name)
         setattr(self, name, operator)  # the next lookup does not call `__getattr__`
         return operator

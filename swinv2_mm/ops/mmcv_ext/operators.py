@@ -11,12 +11,11 @@ pixels from x1 to x2 inclusive (width x2 - x1 + 1), else 0.
 from functools import reduce
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
-from torchvision.ops import box_iou
+
+_TINY = 1.1754943508222875e-38  # the smallest normal number of fp32
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
@@ -225,86 +224,72 @@ def _loss_operands(
     return own, torch.where(own, logits, -logits), factor
 
 
-# Non-maximum suppression. Equal scores keep their order in `nms` and `nms_match`; mmcv's compiled operators use an
-# unstable sort, so theirs may differ.
+# mmcv computes the softmax in Python and passes the probabilities.
 
 
-def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Return the indices of the boxes whose IoU with better kept boxes is at most the threshold, best score first."""
-    dtype = working_dtype(boxes, scores)
-    if dtype == torch.float32:
-        # mmcv passes the threshold as a C float; an IoU of exactly 0.1f is above the double 0.1.
-        iou_threshold = float(np.float32(iou_threshold))
-    boxes = _with_offset(boxes.to(dtype), offset)
-    return torchvision.ops.nms(boxes, scores.to(dtype), iou_threshold)
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Compute the loss of each sample into `output`, 0 for a negative target; `input` are probabilities (N, C)."""
+    p, factor = _softmax_operands(input, target, weight, alpha)
+    output.copy_(-factor * (1 - p) ** gamma * p.log())
 
 
-def _with_offset(boxes: Tensor, offset: int) -> Tensor:
-    """Add `offset` to the far corners, and so to the sides of boxes and intersections."""
-    return torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1) if offset else boxes
+def softmax_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Compute the derivative of each sample's loss by its logits into `grad_input`; `buff` is not used."""
+    p, factor = _softmax_operands(input, target, weight, alpha)
+    slope = factor * (1 - p) ** gamma * (gamma * p * p.log() / (1 - p).clamp(min=_TINY) - 1)
+    own = target[:, None] == torch.arange(input.size(1), device=input.device)
+    grad_input.copy_(slope[:, None] * (own.to(p.dtype) - input.to(p.dtype)))
 
 
-def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group every suppressed box with the better box whose IoU with it is at least the threshold.
-
-    `dets` are (N, 5), boxes with their score last. Returns one list of indices per kept box, by decreasing score.
-    """
-    boxes = dets[:, :4].to(working_dtype(dets))
-    remaining = dets[:, 4].sort(descending=True, stable=True).indices
-    groups = []
-    while remaining.numel():
-        best, others = remaining[:1], remaining[1:]
-        suppressed = box_iou(boxes[best], boxes[others])[0] >= iou_threshold
-        groups.append([*best.tolist(), *others[suppressed].tolist()])
-        remaining = others[~suppressed]
-    return groups
+def _softmax_operands(
+    input: Tensor, target: Tensor, weight: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Return the probability of each sample's class, above 0, and its factor."""
+    probabilities = input.to(working_dtype(input))
+    index = target.clamp(min=0)
+    p = probabilities.gather(1, index[:, None])[:, 0].clamp(min=_TINY)
+    factor = torch.full_like(p, alpha).masked_fill_(target < 0, 0)
+    return p, factor * weight.to(p.dtype)[index] if weight.numel() else factor
 
 
-def softnms(
-    boxes: Tensor,
-    scores: Tensor,
-    dets: Tensor,
-    iou_threshold: float,
-    sigma: float,
-    min_score: float,
-    method: int,
-    offset: int,
+# CARAFE (Wang et al., ICCV 2019): each output pixel is a weighted sum of the neighbours of its input pixel.
+
+
+def carafe_forward(*tensors: Tensor, **settings: int) -> None:
+    """Compute the upsampled map (B, C, s * H, s * W) into `output`, and keep the features for the backward pass."""
+    features, masks, kept, _, _, output = tensors
+    kept.copy_(features)
+    output.copy_(_reassemble(features, masks, **settings))
+
+
+def carafe_backward(*tensors: Tensor, **settings: int) -> None:
+    """Compute the gradients of features and masks into their buffers."""
+    grad, features, masks, *_, grad_features, grad_masks = tensors
+    with torch.enable_grad():
+        inputs = [given.detach().requires_grad_() for given in (features, masks)]
+        out = _reassemble(*inputs, **settings)
+    for buffer, found in zip((grad_features, grad_masks), torch.autograd.grad(out, inputs, grad)):
+        buffer.copy_(found)
+
+
+def _reassemble(
+    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> Tensor:
-    """Soft-NMS (Bodla et al., ICCV 2017): select the best box, lower the scores of overlapping boxes, and repeat.
-
-    The first K rows of `dets` (N, 5) become the remaining boxes with their scores, and their (K,) indices are returned;
-    boxes below `min_score` are dropped. `method` is 0 (naive, sets scores to 0), 1 (linear, times 1 - IoU), both from
-    `iou_threshold`, or 2 (gaussian, times exp(-IoU^2 / sigma)).
-
-    Equal scores are ordered as in mmcv's compiled operator: by position in a list where a selected box swaps places
-    with the first remaining one and a dropped box is replaced by the last one. Two boxes without area do not lower
-    scores; the gaussian method of the compiled operator returns NaN in this case.
-
-    Raises:
-        ValueError: `method` is not 0, 1 or 2.
-    """
-    if method not in (0, 1, 2):
-        raise ValueError(f'method must be 0 (naive), 1 (linear) or 2 (gaussian), got {method!r}')
-    dtype = working_dtype(boxes, scores)
-    areas, lowered = _with_offset(boxes.to(dtype), offset), scores.to(dtype, copy=True)
-    order = torch.arange(len(boxes))
-    taken, alive = 0, len(boxes)
-    while taken < alive:
-        best = taken + int(lowered[order[taken:alive]].argmax())
-        order[[taken, best]] = order[[best, taken]]
-        box, rest = order[taken : taken + 1], order[taken + 1 : alive]
-        overlap = box_iou(areas[box], areas[rest])[0]
-        if method == 2:
-            decay = torch.exp(-overlap.nan_to_num(nan=0.0).square() / sigma)
-        else:
-            decay = 1 - overlap if method == 1 else torch.zeros_like(overlap)
-            decay = torch.where(overlap >= iou_threshold, decay, 1.0)
-        lowered[rest] *= decay
-        stays = ~(lowered[rest] < min_score)
-        count = int(stays.sum())
-        # Dropped boxes are replaced from the end.
-        rest[:count][~stays[:count]] = rest[count:][stays[count:]].flip(0)
-        taken, alive = taken + 1, taken + 1 + count
-    kept = order[:alive]
-    dets[:alive] = torch.cat((boxes[kept], lowered[kept, None]), dim=1)
-    return kept
+    """Return the sums of `features` (B, C, H, W) by `masks` (B, groups * kernel_size^2, s * H, s * W)."""
+    size, scale = features.shape[2:], scale_factor
+    neighbours = F.unfold(features, kernel_size, padding=kernel_size // 2)
+    neighbours = neighbours.unflatten(1, (group_size, -1, kernel_size**2)).unflatten(-1, size)
+    weights = masks.unflatten(1, (group_size, kernel_size**2))
+    weights = weights.unflatten(-1, (-1, scale)).unflatten(-3, (-1, scale))
+    out = torch.einsum('bgckhw,bgkhiwj->bgchiwj', neighbours, weights)
+    return out.flatten(5, 6).flatten(3, 4).flatten(1, 2)

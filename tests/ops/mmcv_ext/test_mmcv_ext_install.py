@@ -132,13 +132,13 @@ def test_module_probes_are_told_the_truth(extension):
 @needs_stand_in
 def test_an_operator_that_is_missing_says_so_when_it_is_called():
     import torch
-    from mmcv.ops import CARAFE
+    from mmcv.ops import RoIPool
 
-    carafe = CARAFE(kernel_size=3, group_size=1, scale_factor=2)  # building works
+    pool = RoIPool(output_size=2, spatial_scale=1.0)  # building works
     with pytest.raises(NotImplementedError) as caught:
-        carafe(torch.rand(1, 4, 5, 5), torch.rand(1, 9, 10, 10))
+        pool(torch.rand(1, 4, 5, 5), torch.tensor([[0.0, 1, 1, 4, 4]]))
     message = str(caught.value)
-    assert "'carafe_forward'" in message
+    assert "'roi_pool_forward'" in message
     assert 'pip install' in message and '--no-build-isolation' in message
     assert 'roi_align_forward' in message and 'softnms' in message  # lists the provided operators
 

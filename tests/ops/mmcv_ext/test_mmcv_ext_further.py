@@ -1,0 +1,109 @@
+"""Compare CARAFE, softmax focal loss and box overlaps of mmcv on the stand-in to loops over their definitions."""
+
+import importlib
+
+import pytest
+import torch
+
+from swinv2_mm.ops import mmcv_ext
+
+pytestmark = pytest.mark.skipif(
+    not mmcv_ext.install(), reason='mmcv has compiled operators: its stand-in is not in use'
+)
+ops = importlib.import_module('mmcv.ops')  # must follow install()
+
+
+def naive_carafe(features, masks, kernel, groups, scale):
+    batch, channels, height, width = features.shape
+    out = features.new_zeros(batch, channels, height * scale, width * scale)
+    for c in range(channels):
+        group = c // (channels // groups)
+        for y in range(height * scale):
+            for x in range(width * scale):
+                for k in range(kernel**2):
+                    row = y // scale + k // kernel - kernel // 2
+                    column = x // scale + k % kernel - kernel // 2
+                    if 0 <= row < height and 0 <= column < width:
+                        weight = masks[:, group * kernel**2 + k, y, x]
+                        out[:, c, y, x] += weight * features[:, c, row, column]
+    return out
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'groups', 'scale'), [(3, 1, 2), (5, 2, 2), (3, 2, 3), (1, 1, 1)]
+)
+def test_carafe_and_its_gradients(kernel, groups, scale):
+    features = torch.randn(2, 4, 3, 5, dtype=torch.float64, requires_grad=True)
+    masks = torch.randn(
+        2, groups * kernel**2, 3 * scale, 5 * scale, dtype=torch.float64, requires_grad=True
+    )
+    found = ops.carafe(features, masks, kernel, groups, scale)
+    expected = naive_carafe(features, masks, kernel, groups, scale)
+    torch.testing.assert_close(found, expected)
+    upstream = torch.randn_like(found)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (features, masks), upstream),
+        torch.autograd.grad(expected, (features, masks), upstream),
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_neck_with_carafe_trains():
+    from mmdet.registry import MODELS
+
+    neck = MODELS.build(
+        dict(
+            type='FPN_CARAFE', in_channels=[8, 16], out_channels=8, num_outs=2, start_level=0,
+            upsample_cfg=dict(type='carafe', up_kernel=5, up_group=1, encoder_kernel=3, compressed_channels=8),
+        )
+    )  # fmt: skip
+    maps = neck([torch.randn(1, 8, 16, 12), torch.randn(1, 16, 8, 6)])
+    sum(x.square().mean() for x in maps).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
+
+
+@pytest.mark.parametrize('gamma, alpha', [(2.0, 0.25), (0.5, 0.6), (0.0, 1.0)])
+@pytest.mark.parametrize('weighted', [False, True])
+def test_softmax_focal_loss_and_its_gradient(gamma, alpha, weighted):
+    logits = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([0, 1, 2, -1, 1, 0])
+    weight = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64) if weighted else None
+    p = logits.softmax(dim=1)[torch.arange(6), target.clamp(min=0)]
+    expected = -alpha * (1 - p) ** gamma * p.log() * (target >= 0)
+    expected = expected if weight is None else expected * weight[target.clamp(min=0)]
+    for reduction, reduced in (('sum', expected.sum()), ('mean', expected.mean())):
+        loss = ops.softmax_focal_loss(logits, target, gamma, alpha, weight, reduction)
+        torch.testing.assert_close(loss, reduced)
+        ours, theirs = (
+            torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (loss, reduced)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_softmax_focal_loss_of_certain_samples_is_finite():
+    logits = torch.tensor([[200.0, -200.0], [200.0, -200.0]], requires_grad=True)
+    loss = ops.softmax_focal_loss(logits, torch.tensor([0, 1]), 2.0, 0.25, None, 'sum')
+    loss.backward()
+    assert loss.isfinite() and loss > 10 and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('mode', ['iou', 'iof'])
+def test_overlaps_of_boxes(mode, offset):
+    corners = torch.randint(0, 20, (9, 2, 2)).sort(dim=1).values
+    boxes = corners.flatten(1).float() + torch.tensor([0, 0, 1, 1])
+    first, second = boxes[:4], boxes[4:]
+
+    def overlap(a, b):
+        width = max(0, min(a[2], b[2]) - max(a[0], b[0]) + offset)
+        height = max(0, min(a[3], b[3]) - max(a[1], b[1]) + offset)
+        area, other = ((x[2] - x[0] + offset) * (x[3] - x[1] + offset) for x in (a, b))
+        whole = area if mode == 'iof' else area + other - width * height
+        return width * height / max(whole, offset)
+
+    expected = torch.tensor([[overlap(a, b) for b in second.tolist()] for a in first.tolist()])
+    found = ops.bbox_overlaps(first, second, mode, False, offset)
+    torch.testing.assert_close(found, expected)
+    aligned = ops.bbox_overlaps(first, second[:4], mode, True, offset)
+    torch.testing.assert_close(aligned, expected.diagonal())
+    assert ops.bbox_overlaps(first[:0], second).shape == (0, 5)
