@@ -265,14 +265,14 @@ def _softmax_operands(
 # CARAFE (Wang et al., ICCV 2019): each output pixel is a weighted sum of the neighbours of its input pixel.
 
 
-def carafe_forward(*tensors: Tensor, **settings: int) -> None:
+def carafe_forward(*tensors: Tensor, **settings: Any) -> None:
     """Compute the upsampled map (B, C, s * H, s * W) into `output`, and keep the features for the backward pass."""
     features, masks, kept, _, _, output = tensors
     kept.copy_(features)
     output.copy_(_reassemble(features, masks, **settings))
 
 
-def carafe_backward(*tensors: Tensor, **settings: int) -> None:
+def carafe_backward(*tensors: Tensor, **settings: Any) -> None:
     """Compute the gradients of features and masks into their buffers."""
     grad, features, masks, *_, grad_features, grad_masks = tensors
     with torch.enable_grad():
