@@ -276,17 +276,18 @@ def carafe_backward(*tensors: Tensor, **settings: Any) -> None:
     """Compute the gradients of features and masks into their buffers."""
     grad, features, masks, *_, grad_features, grad_masks = tensors
     with torch.enable_grad():
-        inputs = [given.detach().requires_grad_() for given in (features, masks)]
-        out = _reassemble(*inputs, **settings)
+        inputs = tuple(given.detach().requires_grad_() for given in (features, masks))
+        out = _reassemble(inputs[0], inputs[1], **settings)
     for buffer, found in zip((grad_features, grad_masks), torch.autograd.grad(out, inputs, grad)):
         buffer.copy_(found)
 
 
-def _reassemble(
-    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
-) -> Tensor:
+def _reassemble(features: Tensor, masks: Tensor, **settings: int) -> Tensor:
     """Return the sums of `features` (B, C, H, W) by `masks` (B, groups * kernel_size^2, s * H, s * W)."""
-    size, scale = features.shape[2:], scale_factor
+    kernel_size, group_size, scale = (
+        settings[key] for key in ('kernel_size', 'group_size', 'scale_factor')
+    )
+    size = features.shape[2:]
     neighbours = F.unfold(features, kernel_size, padding=kernel_size // 2)
     neighbours = neighbours.unflatten(1, (group_size, -1, kernel_size**2)).unflatten(-1, size)
     weights = masks.unflatten(1, (group_size, kernel_size**2))

@@ -202,9 +202,11 @@ def test_the_choice():
     assert choose_backend('auto', CPU) == 'llvm'
     assert choose_backend('auto', CPU, head_dim=20) == 'fused'
     with pytest.raises(
-        ValueError, match=r"'llvm' cannot run here, because .* fp32, not in torch\.bf"
+        ValueError, match=r"'llvm' cannot run here, because .* fp32 and bf16, not for torch\.fl"
     ):
-        choose_backend('llvm', CPU, dtype=torch.bfloat16)
+        choose_backend('llvm', CPU, dtype=torch.float16)
+    assert choose_backend('auto', CPU, dtype=torch.bfloat16) == 'llvm'
+    assert choose_backend('auto', CPU, dtype=torch.float16) == 'fused'
     with pytest.raises(ValueError, match='a multiple of 8 channels up to 128, not 20'):
         choose_backend('llvm', CPU, head_dim=20)
     with pytest.raises(
