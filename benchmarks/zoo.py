@@ -41,7 +41,10 @@ def compare(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {Path(path).stem: path for path in map(find_config, configs)}
+    try:
+        paths = {Path(path).stem: path for path in map(find_config, configs)}
+    except FileNotFoundError as missing:
+        raise SetupError(str(missing)) from missing
     options = list(cfg_options) + ([] if max_iters is None else [f'max_iters={max_iters}'])
     runs = _finished(folder, options)
     for seed in seeds:  # all configs with one seed first: rows can be compared early
@@ -51,7 +54,12 @@ def compare(
                 code = _train(path, folder / key, seed, command, max_iters, cfg_options)
                 if code:
                     return code
-                runs[key] = json.loads((folder / key / 'metrics.json').read_text())
+                file = folder / key / 'metrics.json'
+                if not file.is_file():
+                    raise SetupError(
+                        f'The command returned without {file}: it must wait for the end of the training.'
+                    )
+                runs[key] = json.loads(file.read_text())
                 _write(folder, options, runs)
     rows = [
         _row(name, path, [runs[f'{name}/seed_{seed}'] for seed in seeds])
@@ -95,7 +103,10 @@ def _train(
 ) -> int:
     """Run a training, or continue it where it stopped; return the exit code."""
     names = dict(config=path, name=f'{Path(path).stem}-{seed}', work_dir=str(work_dir))
-    call = [part.format(**names) for part in shlex.split(command)]
+    try:
+        call = [part.format(**names) for part in shlex.split(command)]
+    except (KeyError, ValueError, IndexError) as error:
+        raise SetupError(f'--command {command!r} cannot be read: {error!r}.') from error
     call += ['--work-dir', str(work_dir)]
     call += ['--resume'] if any(work_dir.glob('*.pth')) else []
     call += [] if max_iters is None else ['--max-iters', str(max_iters)]

@@ -17,8 +17,7 @@ def main() -> int:
     parser.add_argument(
         '--precision',
         choices=['fp32', 'bf16', 'fp16'],
-        default='fp32',
-        help='bf16 and fp16: a training with --amp (default: fp32)',
+        help='bf16 and fp16: a training with --amp (default: that of the config)',
     )
     parser.add_argument(
         '--strategy',

@@ -49,6 +49,8 @@ def main() -> int:
         example='test_dataloader.batch_size=4',
     )
     args = parser.parse_args()
+    if args.show_max is not None and (args.show_max < 1 or not args.show_dir):
+        parser.error('--show-max is a number from 1, and goes with --show-dir')
     if args.launcher == 'none':  # otherwise the first process reports for all
         require_config(args.config)
         require_paths('checkpoint', args.checkpoint)

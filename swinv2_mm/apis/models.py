@@ -16,15 +16,16 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from swinv2_mm.checkpoints import guard_mmengine, read_checkpoint_file
+from swinv2_mm.checkpoints.detect import prefer_averaged
 from swinv2_mm.checkpoints.errors import trusting
 from swinv2_mm.checkpoints.sources import cached_file
 from swinv2_mm.engine.checkpoint_files import require_checkpoint
 from swinv2_mm.engine.config import SCOPES, dicts_in, drop_pretrained, load_config, merge_options
-from swinv2_mm.engine.console import import_library
+from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.devices import use_device
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import tested_data
-from swinv2_mm.engine.hooks import compare_state, unwrap_names
+from swinv2_mm.engine.hooks import compare_state, unknown_window, unwrap_names
 
 _LARGEST_TEXT = 1 << 20
 _OF_MMCV = {'RoIAlign', 'RoIPool', 'nms', 'soft_nms'}
@@ -91,8 +92,12 @@ def load_model(
         built: Any = build_model(cfg, path)
         content: Any = CheckpointLoader.load_checkpoint(path, 'cpu')
     state = built.state_dict()
+    if choice := prefer_averaged(content):
+        warn(f'{path}: {choice}.')
     unwrap_names(content, state)
     weights = content.get('state_dict', content)
+    if window := unknown_window(state, weights):
+        warn(f'{path} {window}')
     problem, _ = compare_state(state, weights)
     if problem:
         raise SetupError(f'The checkpoint {path} {problem}: does it belong to this config?')

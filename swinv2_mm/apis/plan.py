@@ -33,6 +33,7 @@ OBJECTS = 20
 _BATCHES = (2, 3)  # one image cannot pass a batch norm on a map that is pooled to one pixel
 _SIZE = (512, 512)  # if the config does not say
 _GB, _MOST = 1e9, 10**6
+_AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def plan_training(
     Raises:
         SetupError: If the model cannot be built, or its training step does not run on made-up data.
     """
-    rehearsal, used = Rehearsal(), size or train_size(cfg)
+    rehearsal, used = Rehearsal(), size or train_size(cfg) or _SIZE
     with rehearsal, rehearsal.skipping():
         model: Any = build_model(cfg, where).train()
     if precision != 'fp32':
@@ -227,13 +228,16 @@ def _samples(cfg: Config, batch: int, size: tuple[int, int]) -> list[Any]:
     return samples
 
 
-def train_size(cfg: Config) -> tuple[int, int]:
-    """Return height and width of the largest images of the training pipeline, the height being the shorter side."""
+def train_size(cfg: Config) -> tuple[int, int] | None:
+    """Return height and width of the largest images of the training pipeline, the height being the shorter side.
+
+    None if the pipeline does not state them.
+    """
     dataset = (cfg.get('train_dataloader') or {}).get('dataset') or {}
     for part in dicts_in(dataset):  # wrappers first
         if found := _last_size(part.get('pipeline') or (), cfg.default_scope):
             return found
-    return _SIZE
+    return None
 
 
 def _last_size(steps: Any, scope: str) -> tuple[int, int] | None:
@@ -257,6 +261,10 @@ def _last_size(steps: Any, scope: str) -> tuple[int, int] | None:
             found = pair if is_height_first else pair[::-1]
             if step.get('keep_ratio'):
                 found = tuple(sorted(pair))
+            largest = max(step.get('ratio_range') or (1.0,)) if not crop else 1.0
+            found = int(found[0] * largest), int(found[1] * largest)
+        elif found and (divisor := step.get('size_divisor')):
+            found = -(-found[0] // divisor) * divisor, -(-found[1] // divisor) * divisor
     return found
 
 
@@ -264,7 +272,7 @@ def plan(
     config: str,
     *,
     gpus: int = 1,
-    precision: str = 'fp32',
+    precision: str | None = None,
     strategy: str | None = None,
     batch: int | None = None,
     size: tuple[int, int] | None = None,
@@ -281,14 +289,26 @@ def plan(
             if not cfg.get(key):
                 raise SetupError(f'The config {config} defines no {key}: there is nothing to plan.')
         images = cfg.train_dataloader.get('batch_size', 1) if batch is None else batch
-        if min(gpus, images) < 1:
-            raise SetupError('--gpus and --batch take numbers from 1.')
+        if not isinstance(images, int) or min(gpus, images) < 1:
+            raise SetupError(f'The batch ({images}) and --gpus ({gpus}) are whole numbers from 1.')
+        wrapper = cfg.optim_wrapper
+        half = 'bf16' if wrapper.get('type') in ('AmpOptimWrapper', _AUTOCAST) else 'fp32'
+        used = precision or half
         several = 'fsdp' if is_sharded(cfg.get('model_wrapper_cfg')) else 'ddp'
         how = strategy or (several if gpus > 1 else 'none')
         if how == 'none' and gpus > 1:
             raise SetupError('--strategy none is for one GPU: use ddp or fsdp.')
-        found = plan_training(cfg, config, size=size, precision=precision, strategy=how, gpus=gpus)
-        say(_table(found, images, f'{precision}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
+        if size is None and train_size(cfg) is None:
+            say(f'the config does not state the size of the images: {_SIZE} is assumed, see --size')
+        try:
+            found = plan_training(cfg, config, size=size, precision=used, strategy=how, gpus=gpus)
+        except SetupError:
+            raise
+        except Exception as error:  # settings of the optimizer or the model, by any library
+            raise SetupError(
+                f'{config} cannot be planned: {type(error).__name__}: {error}'
+            ) from error
+        say(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
         return EXIT_OK
 
     return guarded(run)

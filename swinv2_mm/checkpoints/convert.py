@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 from mmengine.fileio import dump
+from mmengine.logging import print_log
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swinv2_mm.checkpoints.detect import Found, require_finite, unwrap
+from swinv2_mm.checkpoints.detect import Found, prefer_averaged, require_finite, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import LAYOUTS, SIMMIM, WINDOWS_KEY, layout_by_name
 from swinv2_mm.checkpoints.load import read_backbone, translate_file
@@ -100,15 +102,14 @@ def publish_checkpoint(source: str | Path, target: str | Path) -> Path:
     target = _check_target(target, source)
     content = fetch_checkpoint(source).read(mmap=True)
     weights = unwrap(content, str(source))
+    if choice := prefer_averaged(dict(content)):
+        print_log(f'{source}: {choice}.', logger='current', level=logging.WARNING)
     require_finite(weights, str(source))
     meta = content.get('meta')
     # For inference: the names of classes and their colours.
     classes = meta.get('dataset_meta') if isinstance(meta, Mapping) else None
     kept = {'dataset_meta': classes} if classes else {}
-    state = {
-        key.removeprefix('module.').replace('_orig_mod.', ''): value
-        for key, value in weights.items()
-    }
+    state = {key.removeprefix('module.'): value for key, value in weights.items()}
     try:
         return _write_file(state, kept, target, 'state_dict', hashed=True)
     except (TypeError, ValueError) as error:

@@ -16,10 +16,12 @@ from swinv2_mm.checkpoints.errors import CheckpointError, trusting
 from swinv2_mm.checkpoints.layouts import LAYOUTS, OTHER_MODELS, layout_by_name
 from swinv2_mm.checkpoints.table import Layout
 
-EMA_CONTAINERS = ('state_dict_ema', 'model_ema', 'ema')
+EMA_CONTAINERS = ('state_dict_ema', 'model_ema', 'ema', 'teacher')
 """Keys under which training scripts keep averaged weights beside the raw ones."""
-CONTAINERS = (*EMA_CONTAINERS, 'state_dict', 'model', 'model_state_dict', 'module')
+CONTAINERS = (*EMA_CONTAINERS, 'state_dict', 'model', 'model_state_dict', 'module', 'student')
 """Keys under which training scripts keep the weights; the first one counts."""
+COMPILED = '_orig_mod.'
+"""What `torch.compile` adds to names."""
 _EMA = re.compile(r'(^|[._])(ema|teacher)[._]')  # in prefixes
 _SHOWN = 6
 _SMALL = 2**30  # bytes
@@ -49,7 +51,11 @@ def unwrap(content: Any, where: str, container: str | None = None) -> dict[str, 
     held = containers_in(content)
     if held:
         content = held[container or next(iter(held))]
-    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {
+        str(key).replace(COMPILED, ''): value
+        for key, value in content.items()
+        if isinstance(value, Tensor)
+    }
     if not state:
         keys = ', '.join(map(str, list(content)[:8])) or 'none at all'
         raise CheckpointError(f'{where} holds no weights; its keys are: {keys}')
@@ -57,15 +63,32 @@ def unwrap(content: Any, where: str, container: str | None = None) -> dict[str, 
 
 
 def containers_in(content: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the dicts of weights in the content of a file, by the keys of `CONTAINERS`."""
-    held = {}
+    """Return the dicts of weights in the content of a file, by the keys of `CONTAINERS`.
+
+    Dicts with less than half as many tensors as the largest one are not models, and left out.
+    """
+    held, counts = {}, {}
     for key in CONTAINERS:
         inner = content.get(key)
-        if isinstance(inner, Mapping) and isinstance(inner.get('module'), Mapping):
-            inner = inner['module']  # of DDP, within `ema`
-        if isinstance(inner, Mapping) and any(isinstance(x, Tensor) for x in inner.values()):
+        for wrapper in ('module', 'state_dict'):  # of DDP or of the averaging, within `ema`
+            if isinstance(inner, Mapping) and isinstance(inner.get(wrapper), Mapping):
+                inner = inner[wrapper]
+        if isinstance(inner, Mapping):
             held[key] = inner
-    return held
+            counts[key] = sum(isinstance(value, Tensor) for value in inner.values())
+    least = max(counts.values(), default=0) / 2
+    return {key: inner for key, inner in held.items() if counts[key] and counts[key] >= least}
+
+
+def prefer_averaged(content: dict[str, Any]) -> str:
+    """Put the weights of a whole model under `state_dict`, averaged ones first; say which, if there is a choice."""
+    held = containers_in(content)
+    chosen = next(iter(held), 'state_dict')
+    if chosen == 'state_dict':
+        return ''
+    others = ', '.join(key for key in held if key != chosen)
+    content['state_dict'] = held[chosen]
+    return f'the averaged weights (EMA) under {chosen!r} are loaded, not {others}' if others else ''
 
 
 def find_weights(
@@ -108,13 +131,13 @@ def find_backbone(
             inside = {
                 name[len(start) :]: value for name, value in state.items() if name.startswith(start)
             }
-            if prefix in (None, start) and (layout or choice.matches(inside)):
+            if start.startswith(prefix or '') and (layout or choice.matches(inside)):
                 outside = [name for name in state if not name.startswith(start)]
                 found[start] = Found(choice, start, inside, outside)
     if not found:
         raise CheckpointError(_nothing_found(state, where, prefix, layout))
-    if len(found) == 1:
-        return next(iter(found.values()))
+    if len(found) == 1 or prefix in found:
+        return found.get(prefix or '', next(iter(found.values())))
     averaged = [start for start in found if _EMA.search(start)]
     if len(averaged) != 1:
         raise CheckpointError(
@@ -153,6 +176,25 @@ def named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
             waiting.extend((f'{name}.{key}', value) for key, value in pairs)
 
 
+def require_names(content: Any, where: str) -> None:
+    """Raise CheckpointError if the weights of a whole model are not tensors by name."""
+    if not isinstance(content, Mapping):
+        return
+    for container in ('state_dict', 'ema_state_dict'):
+        weights = content.get(container, {})
+        if not isinstance(weights, Mapping):
+            raise CheckpointError(
+                f'{where}: its {container} is a {type(weights).__name__}, not a dict'
+            )
+        for name, value in weights.items():
+            if not isinstance(name, str):
+                raise CheckpointError(f'{where}: {str(name)[:80]} in its {container} is not a name')
+            if not isinstance(value, Tensor) and not name.endswith('_extra_state'):
+                raise CheckpointError(
+                    f'{where}: {name[:80]} in its {container} is a {type(value).__name__}, not a tensor'
+                )
+
+
 def require_stored(content: Any, where: str) -> None:
     """Raise CheckpointError if a tensor has far more elements than are stored, which would fill the memory."""
     for name, tensor in named_tensors(content):
@@ -172,7 +214,7 @@ def require_finite(content: Any, where: str) -> None:
     keys = (*CONTAINERS, 'ema_state_dict', 'optimizer')  # not gradients, which may overflow
     if isinstance(content, Mapping):
         content = {key: content[key] for key in keys if key in content} or content
-    wrong = [name for name, tensor in named_tensors(content) if not _is_sound(name, tensor)]
+    wrong = [name for name, tensor in named_tensors(content) if not is_sound(name, tensor)]
     if not wrong:
         return
     names = ', '.join(sorted(wrong)[:_SHOWN]) + (', ...' if len(wrong) > _SHOWN else '')
@@ -182,7 +224,8 @@ def require_finite(content: Any, where: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def _is_sound(name: str, tensor: Tensor) -> bool:
+def is_sound(name: str, tensor: Tensor) -> bool:
+    """Return whether a tensor has finite values only; masks and single numbers may be infinite."""
     if tensor.is_meta:
         return False
     if tensor.layout != torch.strided or not (tensor.is_floating_point() or tensor.is_complex()):

@@ -19,7 +19,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader, _process_mmcls_checkpoint
 
-from swinv2_mm.checkpoints.detect import require_finite, unwrap
+from swinv2_mm.checkpoints.detect import require_finite, require_names, unwrap
 from swinv2_mm.checkpoints.errors import CheckpointError, trusting
 from swinv2_mm.checkpoints.sources import fetch_checkpoint
 
@@ -57,6 +57,7 @@ class guard_mmengine:
 def load_from_file(filename: str, map_location: Any = None) -> Any:
     """Load the checkpoint at an address of `fetch_checkpoint` to `map_location`, see `torch.load`."""
     content = fetch_checkpoint(filename).read(map_location)
+    require_names(content, filename)
     if str(map_location) != 'meta':
         require_finite(content, filename)
     return remove_steering(content, filename)

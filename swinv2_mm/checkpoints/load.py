@@ -15,7 +15,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.model import PretrainedInit
 from torch import Tensor
 
-from swinv2_mm.checkpoints.detect import Found, find_weights
+from swinv2_mm.checkpoints.detect import Found, find_weights, is_sound
 from swinv2_mm.checkpoints.errors import CheckpointError
 from swinv2_mm.checkpoints.layouts import BACKBONES, DERIVED, HEADS, WINDOWS_KEY
 from swinv2_mm.checkpoints.report import LoadReport
@@ -166,7 +166,7 @@ def _sort_out(found: Found, targets: Mapping[str, Tensor], report: LoadReport) -
             recipe = replace(recipe, change=_for_bands(ours[1], recipe.change))
             report.adapted[key] = f'from 3 to {ours[1]} channels'
             theirs = ours
-        if not all(source.isfinite().all() for source in sources.values()):
+        if not all(is_sound(name, source) for name, source in sources.items()):
             report.not_finite[key] = ''
         elif theirs != ours:
             report.mismatched[key] = f'{theirs} instead of {ours}'

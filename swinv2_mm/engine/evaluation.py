@@ -30,18 +30,31 @@ def use_tta(cfg: Config, scales: Sequence[float] = ()) -> str:
     """
     if 'panoptic_fusion_head' in cfg.model and cfg.model.test_cfg.get('panoptic_on', True):
         raise SetupError('--tta: panoptic predictions of several views cannot be merged.')
-    if any(not 0.01 <= scale <= 100 for scale in scales):
+    if any(not 0.1 <= scale <= 10 for scale in scales):
         raise SetupError(
             f'--tta-scales {" ".join(map(str, scales))}: scales are factors such as 0.75 1 1.25.'
         )
-    own = 'tta_pipeline' in cfg and not scales
-    pipeline = cfg.tta_pipeline if own else _views(cfg, scales)
+    parts = _parts(cfg.test_dataloader.dataset)
+    steps = list(parts[0].pipeline)
+    has_views = bool(steps) and _kind(steps[-1]) == 'TestTimeAug'
+    own = bool(cfg.get('tta_pipeline') or has_views) and not scales
+    if scales and has_views:
+        raise SetupError('--tta-scales: the test pipeline has views of its own already, use --tta.')
+    pipeline = _views(cfg, steps, scales) if not own else steps if has_views else cfg.tta_pipeline
     words = "the config's own" if own else 'horizontal flip'
     if scales:
         words += f', at {", ".join(f"{scale:g}" for scale in scales)} times the size'
     tta_model = cfg.get('tta_model') or _TTA_MODELS[cfg.default_scope]
+    if _kind(tta_model) == 'DetTTAModel':  # cannot merge masks
+        given = tta_model.get('tta_cfg') or {}
+        options = dict(
+            iou_threshold=given.get('nms', {}).get('iou_threshold', 0.5),
+            max_per_img=given.get('max_per_img', 100),
+        )
+        tta_model = {**_TTA_MODELS['mmdet'], **options}
     cfg.model = ConfigDict({**tta_model, 'module': cfg.model})
-    innermost(cfg.test_dataloader.dataset).pipeline = pipeline
+    for part in parts:
+        part.pipeline = copy.deepcopy(pipeline)
     return words
 
 
@@ -109,17 +122,29 @@ def add_drawing(cfg: Config, folder: str, limit: int | None) -> None:
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
 
 
-def _views(cfg: Config, scales: Sequence[float]) -> list[Any]:
-    """Return the test pipeline with views at each of `scales`, if there are any, with and without a flip."""
-    steps = copy.deepcopy(list(innermost(cfg.test_dataloader.dataset).pipeline))
+def _parts(dataset: Any) -> list[Any]:
+    """Return the configs of the data sets inside wrappers and concatenations."""
+    dataset = innermost(dataset)
+    inside = dataset.get('datasets')
+    return [part for each in inside for part in _parts(each)] if inside else [dataset]
+
+
+def _kind(step: Any) -> str:
+    """Return the type of a config without its scope."""
+    return str(step.get('type')).rpartition('.')[2]
+
+
+def _views(cfg: Config, steps: list[Any], scales: Sequence[float]) -> list[Any]:
+    """Return a test pipeline with views at each of `scales`, if there are any, with and without a flip."""
+    steps = copy.deepcopy(steps)
     pack = steps.pop()
     keys = ['img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction']
     pack.meta_keys = [_META_KEYS[cfg.default_scope], *keys]
-    annotations = [step for step in steps if step.type == 'LoadAnnotations']
-    steps = [step for step in steps if step.type != 'LoadAnnotations']
+    annotations = [step for step in steps if _kind(step) == 'LoadAnnotations']
+    steps = [step for step in steps if _kind(step) != 'LoadAnnotations']
     branches = []
     if scales:
-        place = next((i for i, step in enumerate(steps) if step.type == 'Resize'), None)
+        place = next((i for i, step in enumerate(steps) if _kind(step) == 'Resize'), None)
         if place is None:
             raise SetupError('--tta-scales: the test pipeline has no step of type Resize.')
         branches.append([_resized(steps[place], scale) for scale in scales])

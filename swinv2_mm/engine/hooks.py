@@ -14,7 +14,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
-from swinv2_mm.checkpoints import WINDOWS_KEY
+from swinv2_mm.checkpoints import WINDOWS_KEY, CheckpointError
+from swinv2_mm.checkpoints.detect import COMPILED, prefer_averaged
 from swinv2_mm.engine.checkpoint_files import replace_file
 from swinv2_mm.engine.checkpoint_hook import write_report
 from swinv2_mm.engine.errors import SetupError
@@ -23,7 +24,6 @@ from swinv2_mm.ops.winograd import use_winograd
 from swinv2_mm.registry import HOOKS
 
 METRICS_FILE = 'metrics.json'
-_COMPILED = '_orig_mod.'
 
 
 @HOOKS.register_module()
@@ -144,8 +144,14 @@ class CheckpointMatchHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = getattr(model, 'module', model)  # the model inside one for test-time augmentation
         state = model.state_dict()
+        choice = '' if runner._resume else prefer_averaged(checkpoint)
+        if choice:
+            runner.logger.warning(f'{runner._load_from}: {choice}.')
         unwrap_names(checkpoint, state)
-        problem, none_fits = compare_state(state, checkpoint.get('state_dict', checkpoint))
+        loaded = checkpoint.get('state_dict', checkpoint)
+        if window := unknown_window(state, loaded):
+            runner.logger.warning(f'{runner._load_from} {window}')
+        problem, none_fits = compare_state(state, loaded)
         if problem:
             problem = f'The checkpoint {runner._load_from} {problem}'
             testing = not isinstance(runner._train_loop, BaseLoop)
@@ -221,24 +227,47 @@ def unwrap_names(checkpoint: dict[str, Any], state: Mapping[str, Any]) -> None:
 
     The latter stays if the model with the weights `state` is compiled, too. In EMA weights, `module.` is mmengine's.
     """
-    compiled = any(_COMPILED in key for key in state)
+    compiled = any(COMPILED in key for key in state)
     weights = checkpoint.get('state_dict', checkpoint)
     for content in (weights, checkpoint.get('ema_state_dict') or {}):
         for key in [key for key in content if isinstance(key, str)]:
-            short = key if compiled else key.replace(_COMPILED, '')
+            short = key if compiled else key.replace(COMPILED, '')
             short = short.removeprefix('module.') if content is weights else short
             if short != key:
+                if short in content:
+                    raise CheckpointError(f'The checkpoint holds both {short} and {key}.')
                 content[short] = content.pop(key)
 
 
+def unknown_window(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> str:
+    """Return a sentence if a checkpoint of a whole model does not tell the window of its backbone, else ''."""
+    keys = [key for key in state if key.endswith(WINDOWS_KEY) and key not in loaded]
+    if not keys or not any(key in loaded for key in state):
+        return ''
+    windows = state[keys[0]].tolist()
+    return f'does not tell at which window it was trained: taken as that of the model, {windows}.'
+
+
+def _kind(tensor: Any) -> str:
+    """Return what a tensor holds, for messages; kinds that differ are not cast into each other."""
+    if not isinstance(tensor, torch.Tensor):
+        return f'a {type(tensor).__name__}'
+    if tensor.is_meta or tensor.layout != torch.strided or tensor.is_nested:
+        return 'a tensor without plain values'
+    return 'real numbers' if tensor.is_floating_point() else str(tensor.dtype)
+
+
 def compare_state(state: Mapping[str, Any], loaded: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return how the tensors of a checkpoint fall short of a model's, in words, and whether none fits."""
+    """Return how the tensors of a checkpoint fall short of a model's, in words, and whether it cannot be used."""
     wanted = {
         key: value
         for key, value in state.items()
         if not key.endswith(('num_batches_tracked', WINDOWS_KEY))
     }
     missing = [key for key in wanted if key not in loaded]
+    for key in wanted.keys() & loaded.keys():
+        if (kind := _kind(loaded[key])) != _kind(wanted[key]):
+            return f'holds {kind} for {key}, where the model has {_kind(wanted[key])}', True
     unlike = [
         key
         for key in wanted

@@ -23,6 +23,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, distributed, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from swinv2_mm.engine.console import warn
 from swinv2_mm.engine.devices import is_sharded
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.models.layers import SwinBlock
@@ -141,7 +142,10 @@ class ShardingRunner(Runner):
 
     def build_model(self, model: Any) -> nn.Module:
         """Build the model; with `FullyShardedModel`, without memory for its parameters."""
-        if not (self.distributed and is_sharded(self.cfg.get('model_wrapper_cfg'))):
+        wanted = is_sharded(self.cfg.get('model_wrapper_cfg'))
+        if wanted and not self.distributed:
+            warn('FullyShardedModel is for several processes: this one trains the whole model')
+        if not (wanted and self.distributed):
             return super().build_model(model)
         self._built_from = copy.deepcopy(model)
         with parameters_on_meta():
@@ -155,7 +159,11 @@ class ShardingRunner(Runner):
             with parameters_on_meta():
                 model = convert_sync_batchnorm(model, self.cfg.sync_bn)
         options = {key: value for key, value in (model_wrapper_cfg or {}).items() if key != 'type'}
-        return FullyShardedModel(model, **options)
+        if options:
+            raise SetupError(
+                f'FullyShardedModel has no options, and is given {", ".join(options)}.'
+            )
+        return FullyShardedModel(model)
 
     def train(self) -> nn.Module:
         """Train the model."""

@@ -11,6 +11,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
+from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.registry import MODELS
 
 _FLIPPED_AXES: dict[str | None, tuple[int, ...]] = {
@@ -42,7 +43,12 @@ class InstanceTTAModel(BaseTTAModel):
         """Predict the views of a batch and merge them."""
         # MMDetection's cascades would flip the masks of their stages.
         for view in (view for views in data['data_samples'] for view in views):
-            direction = view.flip_direction if view.get('flip') else None
+            if 'flip' not in view.metainfo:
+                raise SetupError(
+                    'A view of an image does not tell whether it is flipped: add flip and flip_direction to meta_keys '
+                    'of the last step of tta_pipeline.'
+                )
+            direction = view.flip_direction if view.flip else None
             view.set_metainfo(dict(flip=False, view_flip=direction))
         return super().test_step(data)
 

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 
 import pytest
 import torch
@@ -258,6 +259,45 @@ def test_averaged_weights_go_before_raw_ones_of_another_dict(nano, tmp_path, raw
         report = load_pretrained(backbone, tmp_path / 'file.pth', prefix=prefix)
         assert_holds(backbone, models[0])
         assert 'EMA' not in report.table()
+
+
+def test_a_few_numbers_of_the_averaging_are_not_a_model(nano, tmp_path):
+    state = weights(nano())
+    few = {'decay': torch.tensor(0.9), 'updates': torch.tensor(3)}
+    torch.save({'model': official(state), 'ema': few, 'state_dict_ema': {}}, tmp_path / 'file.pth')
+    backbone = nano()
+    assert 'EMA' not in load_pretrained(backbone, tmp_path / 'file.pth').table()
+    assert_holds(backbone, state)
+
+
+def test_students_and_teachers_under_keys_and_parts_of_prefixes(nano, tmp_path):
+    first, second = two_models(nano)
+    named = [
+        {f'backbone.{key}': value for key, value in official(x).items()} for x in (first, second)
+    ]
+    torch.save({'student': named[0], 'teacher': named[1]}, tmp_path / 'file.pth')
+    backbone = nano()
+    load_pretrained(backbone, tmp_path / 'file.pth')
+    assert_holds(backbone, second)
+    load_pretrained(backbone, tmp_path / 'file.pth', prefix='student')
+    assert_holds(backbone, first)
+    both = {f'student.{key}': value for key, value in named[0].items()}
+    torch.save(
+        both | {f'teacher.{key}': value for key, value in named[1].items()}, tmp_path / 'file.pth'
+    )
+    load_pretrained(backbone, tmp_path / 'file.pth', prefix='student')
+    assert_holds(backbone, first)
+
+
+def test_blocks_that_were_compiled(nano, tmp_path):
+    state = weights(nano())
+    compiled = {
+        re.sub(r'(blocks\.\d+)', r'\1._orig_mod', key): x for key, x in official(state).items()
+    }
+    torch.save(compiled, tmp_path / 'file.pth')
+    backbone = nano()
+    load_pretrained(backbone, tmp_path / 'file.pth')
+    assert_holds(backbone, state)
 
 
 def test_raw_weights_alone_are_not_called_averaged(nano, tmp_path):

@@ -121,3 +121,34 @@ def test_scales_that_cannot_be_used():
         use_tta(config(dict(type='Resize', scale=(64, 64))), (0.0, 1.0))
     with pytest.raises(SetupError, match='panoptic'):
         use_tta(config(panoptic_fusion_head={}, test_cfg=dict(panoptic_on=True)))
+
+
+def test_all_parts_of_a_concatenation_get_the_views():
+    cfg = config(dict(type='LoadImageFromFile'), dict(type='mmdet.Resize', scale=(64, 64)))
+    part = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[part, dict(part)])
+    use_tta(cfg, (0.5, 1.0))
+    for each in cfg.test_dataloader.dataset.datasets:
+        assert each.pipeline[-1].type == 'TestTimeAug'
+        assert [step.scale for step in each.pipeline[-1].transforms[0]] == [(32, 32), (64, 64)]
+
+
+def test_views_that_the_config_has_already():
+    views = dict(type='TestTimeAug', transforms=[[dict(type='RandomFlip', prob=1.0)]])
+    cfg = config()
+    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadImageFromFile'), views]
+    cfg.tta_pipeline = None
+    tta_cfg = dict(nms=dict(type='nms', iou_threshold=0.6), max_per_img=7)
+    cfg.tta_model = dict(type='mmdet.DetTTAModel', tta_cfg=tta_cfg)
+    with pytest.raises(SetupError, match='has views of its own'):
+        use_tta(cfg, (0.5,))
+    assert use_tta(cfg) == "the config's own"
+    assert cfg.test_dataloader.dataset.pipeline[-1] == views
+    assert cfg.model.type == 'swinv2_mm.InstanceTTAModel'
+    assert (cfg.model.iou_threshold, cfg.model.max_per_img) == (0.6, 7)
+
+
+def test_views_that_do_not_tell_whether_they_are_flipped():
+    view = view_of([[2, 5, 10, 15]], [0.6], [1])
+    with pytest.raises(SetupError, match='add flip and flip_direction to meta_keys'):
+        InstanceTTAModel(module=Untouched()).test_step(dict(inputs=[[0]], data_samples=[[view]]))

@@ -50,3 +50,15 @@ def test_each_config_is_trained_with_each_seed_once(root, capfd):
     settings['max_iters'] = 3
     with pytest.raises(SetupError, match='trainings with the options'):
         compare([SEGMENTATION], command='false', **settings)
+
+
+def test_commands_and_configs_that_cannot_be_used(tmp_path):
+    settings = dict(seeds=(0,), out=str(tmp_path))
+    for configs, command, message in (
+        (['nope'], 'true', 'The config nope does not exist'),
+        ([SEGMENTATION], 'true {nope}', "'true {nope}' cannot be read"),
+        ([SEGMENTATION], 'true "', 'cannot be read'),
+        ([SEGMENTATION], 'true', 'it must wait for the end of the training'),
+    ):
+        with pytest.raises(SetupError, match=message):
+            compare(configs, command=command, **settings)

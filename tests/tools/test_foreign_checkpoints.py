@@ -7,7 +7,10 @@ import pytest
 import torch
 from tool_runs import FAST, SEGMENTATION
 
+from swinv2_mm.apis import models
 from swinv2_mm.apis.models import load_model
+from swinv2_mm.checkpoints import CheckpointError
+from swinv2_mm.engine.errors import SetupError
 
 
 @pytest.fixture(scope='module')
@@ -108,3 +111,78 @@ def test_other_classes_start_new_classifiers_with_a_sentence(trained, run_tool, 
     assert torch.equal(
         written['backbone.patch_embed.proj.weight'], state['backbone.patch_embed.proj.weight']
     )
+
+
+def load_trained(content, tmp_path):
+    torch.save(content, tmp_path / 'file.pth')
+    return load_model(tmp_path / 'file.pth', 'cpu', config=SEGMENTATION)
+
+
+def test_averaged_weights_of_a_whole_model_go_before_raw_ones(trained, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(models, 'warn', told.append)
+    content = copy.deepcopy(trained)
+    content['state_dict_ema'] = {
+        key: value + 1 if value.is_floating_point() else value
+        for key, value in trained['state_dict'].items()
+    }
+    model = load_trained(content, tmp_path)
+    name = 'decode_head.conv_seg.bias'
+    assert torch.equal(model.get_parameter(name), trained['state_dict'][name] + 1)
+    assert len(told) == 1 and "under 'state_dict_ema' are loaded, not state_dict" in told[0]
+    del content['state_dict_ema']
+    content['model'] = content.pop('state_dict')
+    model = load_trained(content, tmp_path)
+    assert torch.equal(model.get_parameter(name), trained['state_dict'][name])
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda x: x.long(), 'holds torch.int64 for .* where the model has real numbers'),
+        (lambda x: x.to_sparse() if x.dim() == 2 else x, 'a tensor without plain values'),
+        (lambda x: x > 0, 'torch.bool'),
+        (lambda x: x + 0j, 'torch.complex64'),
+    ],
+)
+def test_other_kinds_of_numbers_are_not_cast(trained, tmp_path, change, message):
+    content = copy.deepcopy(trained)
+    state = content['state_dict']
+    for key, value in state.items():
+        state[key] = change(value) if value.is_floating_point() else value
+    with pytest.raises(SetupError, match=message):
+        load_trained(content, tmp_path)
+
+
+def with_state(trained, **changes):
+    return {**trained, 'state_dict': {**trained['state_dict'], **changes}}
+
+
+def test_contents_that_are_no_weights_by_name(trained, tmp_path):
+    name = 'decode_head.conv_seg.bias'
+    for content, message in (
+        ({**trained, 'state_dict': 0.5}, 'its state_dict is a float, not a dict'),
+        ({**trained, 'ema_state_dict': None}, 'its ema_state_dict is a NoneType'),
+        (
+            {**trained, 'state_dict': {**trained['state_dict'], 5: torch.ones(2)}},
+            '5 in its state_dict is not a name',
+        ),
+        (with_state(trained, **{name: 'text'}), f'{name} in its state_dict is a str, not a tensor'),
+        (
+            with_state(trained, **{f'module.{name}': torch.ones(5)}),
+            f'holds both {name} and module.{name}',
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=re.escape(message)):
+            load_trained(content, tmp_path)
+
+
+def test_a_whole_model_that_does_not_tell_its_window(trained, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(models, 'warn', told.append)
+    content = copy.deepcopy(trained)
+    load_trained(content, tmp_path)
+    assert not told
+    del content['state_dict']['backbone.pretrained_window_sizes']
+    load_trained(content, tmp_path)
+    assert len(told) == 1 and 'does not tell at which window it was trained' in told[0]
