@@ -242,10 +242,12 @@ def test_memory_stays_bounded_at_random_sizes(calls):
         'print(len(os.listdir("/proc/self/fd")) - files)\n'
     )
     command = [sys.executable, '-c', code, str(calls)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    # oneDNN keeps 1,024 products by shape, up to half a gigabyte, which takes hundreds of calls.
+    environment = {**os.environ, 'ONEDNN_PRIMITIVE_CACHE_CAPACITY': '128'}
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     first, middle, last, files = map(int, out.stdout.split())
     assert files <= 0
-    assert last < first + 450, out.stdout
+    assert last < first + 400, out.stdout
     assert last < 1.1 * middle, out.stdout
 
 

@@ -157,7 +157,22 @@ def test_the_largest_batch():
             ],
             (800, 900),
         ),
-        ('mmseg', [dict(type='Load')], (512, 512)),
+        ('mmseg', [dict(type='Load')], None),
+        ('mmdet', [dict(type='Resize', scale_factor=2.0)], None),
+        (
+            'mmdet',
+            [dict(type='RandomResize', scale=(128, 100), ratio_range=(0.1, 2.0))],
+            (200, 256),
+        ),
+        (
+            'mmseg',
+            [
+                dict(type='RandomResize', scale=(128, 100), ratio_range=(0.1, 2.0)),
+                dict(type='RandomCrop', crop_size=(64, 96)),
+                dict(type='Pad', size_divisor=60),
+            ],
+            (120, 120),
+        ),
     ],
 )
 def test_the_size_of_the_training_images(scope, steps, size):
@@ -165,6 +180,23 @@ def test_the_size_of_the_training_images(scope, steps, size):
         default_scope=scope, train_dataloader=dict(dataset=dict(dataset=dict(pipeline=steps)))
     )
     assert train_size(cfg) == size
+
+
+def test_the_precision_is_that_of_the_config(run_tool):
+    options = ['--cfg-options', 'optim_wrapper.type=AmpOptimWrapper']
+    done = run_tool('tools/plan.py', DETECTOR, '--size', '64x64', *options)
+    assert done.returncode == 0, done.stderr
+    assert ', bf16, none, 1 GPU, AdamW' in done.stdout
+
+
+def test_settings_that_cannot_be(run_tool):
+    for option, message in (
+        ('optim_wrapper.optimizer.type=Nope', 'cannot be planned'),
+        ('train_dataloader.batch_size=abc', 'The batch (abc) and --gpus (1) are whole numbers'),
+    ):
+        done = run_tool('tools/plan.py', DETECTOR, '--size', '64x64', '--cfg-options', option)
+        assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
+        assert 'Traceback' not in done.stderr
 
 
 def test_the_command(run_tool):
