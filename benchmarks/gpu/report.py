@@ -96,8 +96,9 @@ def _run_parts(workers: Mapping[str, Worker], args: argparse.Namespace) -> None:
             workers[part].answer(seconds)
         except ContestantError as error:
             how = str(error)
+        workers[part].close()  # it may be writing its last results
+        if how != 'finished':
             note(args.out / f'{part}.json', part, how)
-        workers[part].close()
         say(f'{part}: {how} after {time.monotonic() - begin:.0f} s')
         write_tables(args.out)
 
@@ -144,6 +145,7 @@ def note(path: Path, part: str, how: str) -> None:
     with contextlib.suppress(ValueError, FileNotFoundError):
         results.content = read_results(path)
     results.path = path
+    results.content['finished'] = False  # also if its last results were written meanwhile
     try:
         results.fail(part, how)
     except OSError as error:
