@@ -25,7 +25,7 @@ def _child(parent: registry.Registry, *modules: str) -> registry.Registry:
     return registry.Registry(parent.name, parent=parent, scope='swinv2_mm', locations=locations)
 
 
-MODELS = _child(registry.MODELS, 'models', 'models.instance_tta')
+MODELS = _child(registry.MODELS, 'models', 'engine.instance_tta')
 DATASETS = _child(registry.DATASETS, 'datasets.classification')
 TRANSFORMS = _child(registry.TRANSFORMS, 'datasets.multiband')
 HOOKS = _child(

@@ -88,7 +88,8 @@ def prefer_averaged(content: dict[str, Any]) -> str:
         return ''
     others = ', '.join(key for key in held if key != chosen)
     content['state_dict'] = held[chosen]
-    return f'the averaged weights (EMA) under {chosen!r} are loaded, not {others}' if others else ''
+    kind = 'averaged weights (EMA)' if chosen in EMA_CONTAINERS else 'weights'
+    return f'the {kind} under {chosen!r} are loaded, not {others}' if others else ''
 
 
 def find_weights(

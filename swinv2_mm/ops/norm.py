@@ -13,9 +13,8 @@ from swinv2_mm.ops.llvm import runtime
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.Module, out: Tensor | None = None) -> Tensor:
     """Compute x + norm(y), all `(..., C)`, into `out`, contiguous, possibly `x` or `y`, or a new tensor."""
-    y = (
-        y.to(x.dtype) if y.dtype == torch.bfloat16 else y
-    )  # the branch of an fp32 map under autocast
+    if y.dtype == torch.bfloat16:  # the branch of an fp32 map under autocast
+        y = y.to(x.dtype)
     if not fuses_norm(x, y, norm):
         found = x + norm(y)
         return found if out is None else out.copy_(found)

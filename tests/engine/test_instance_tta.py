@@ -9,7 +9,7 @@ from torch import nn
 
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import use_tta
-from swinv2_mm.models.instance_tta import InstanceTTAModel
+from swinv2_mm.engine.instance_tta import InstanceTTAModel
 
 HEIGHT, WIDTH = 20, 30
 
