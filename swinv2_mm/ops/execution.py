@@ -193,7 +193,7 @@ def takes_onednn_in_bf16(x: Tensor, weight: Tensor, bias: Tensor | None = None) 
 
 
 def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
-    """Return whether `ops.norm.add_norm` runs its kernel: contiguous fp32 tensors on a CPU, without gradients."""
+    """Return whether `ops.norm.add_norm` runs its kernel: contiguous fp32 or bf16 tensors on a CPU, no gradients."""
     if torch.is_grad_enabled() or not is_as_made(norm, nn.LayerNorm):
         return False
     norm = cast(nn.LayerNorm, norm)
@@ -204,7 +204,8 @@ def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
     return (
         x.shape == y.shape
         and shape == norm.weight.shape == norm.bias.shape == y.shape[-1:]
-        and all(tensor.device.type == 'cpu' and tensor.dtype == torch.float32 for tensor in tensors)
+        and all(tensor.device.type == 'cpu' for tensor in tensors)
+        and all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
         and all(tensor.is_contiguous() for tensor in tensors)
         and not is_observed(*tensors)
         and runtime.why_not_here() is None

@@ -1,5 +1,7 @@
 """Compare fused residual and LayerNorm to separate operators of torch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,24 @@ def test_equals_torch(shape, size):
             target = out if out is not x and out is not y else given[0 if out is x else 1]
             assert add_norm(*given, norm, out=target) is target
             torch.testing.assert_close(target, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('kinds', [(torch.float32, torch.bfloat16), (torch.bfloat16,) * 2], ids=str)
+def test_bf16_is_rounded_once(kinds):
+    norm = layer_norm(96)
+    x, y = (torch.randn(3, 40, 96).to(kind) for kind in kinds)
+    with torch.no_grad():
+        for used in (norm, copy.deepcopy(norm).bfloat16()):
+            assert fuses_norm(x, y, used) == (why_not_here() is None)
+            found = add_norm(x, y, used)
+            exact = (x.double() + copy.deepcopy(used).double()(y.double())).float()
+            assert found.dtype == kinds[0]
+            places = 2**-8 if kinds[0] == torch.bfloat16 else 1e-6
+            assert ((found - exact).abs() <= places * exact.abs() + 1e-5).all()
+            assert torch.equal(add_norm(x.clone(), y, used, out=x.clone()), found)
+            y[0, 0, 0] = float('nan')
+            assert add_norm(x, y, used)[0, 0].isnan().all()
+            y[0, 0, 0] = 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""A thin layer over llvmlite's IR builder: fp32 vectors, loops and operations of the attention."""
+"""A thin layer over llvmlite's IR builder: fp32 vectors, loops and operations of the attention.
+
+Numbers in memory are `FLOAT`, or `BFLOAT` (bf16), from which vectors are converted as they are loaded and stored.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from llvmlite import ir
 from llvmlite.ir import Value
 
 FLOAT, DOUBLE, INT, INT32 = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
+BFLOAT = ir.IntType(16)  # the upper half of a FLOAT
 POINTER = ir.PointerType()
 
 # Cephes' polynomial of (exp(x) - 1 - x) / x ** 2 on [-ln(2) / 2, ln(2) / 2], and ln(2) in two parts.
@@ -61,23 +65,39 @@ class Emitter:
 
     # Memory; indices count numbers
 
-    def at(self, base: Value, *indices: Value) -> Value:
+    def at(self, base: Value, *indices: Value, kind: ir.Type = FLOAT) -> Value:
         """Return the address of the number at the sum of the indices."""
         for index in indices:
-            base = self.builder.gep(base, [index], source_etype=FLOAT)
+            base = self.builder.gep(base, [index], source_etype=kind)
         return base
 
     def load(self, base: Value, *indices: Value) -> Value:
         return self.builder.load(self.at(base, *indices), typ=FLOAT, align=4)
 
-    def load_vector(self, base: Value, *indices: Value) -> Value:
-        return self.builder.load(self.at(base, *indices), typ=self.vector, align=4)
+    def load_vector(self, base: Value, *indices: Value, kind: ir.Type = FLOAT) -> Value:
+        place = self.at(base, *indices, kind=kind)
+        if kind == FLOAT:
+            return self.builder.load(place, typ=self.vector, align=4)
+        halves = self.builder.load(place, typ=ir.VectorType(BFLOAT, self.lanes), align=2)
+        bits = self.builder.shl(self.builder.zext(halves, self.integers), self.splat_int(16))
+        return self.builder.bitcast(bits, self.vector)
 
     def load_int(self, base: Value, index: Value, kind: ir.Type = INT) -> Value:
         return self.builder.load(self.builder.gep(base, [index], source_etype=INT), typ=kind)
 
-    def store(self, value: Value, base: Value, *indices: Value) -> None:
-        self.builder.store(value, self.at(base, *indices), align=4)
+    def store(self, value: Value, base: Value, *indices: Value, kind: ir.Type = FLOAT) -> None:
+        """Store a number or a vector; as `BFLOAT` a vector, rounded to nearest, ties to even."""
+        builder, place = self.builder, self.at(base, *indices, kind=kind)
+        if kind == FLOAT:
+            builder.store(value, place, align=4)
+            return
+        bits, shift = builder.bitcast(value, self.integers), self.splat_int(16)
+        odd = builder.and_(builder.lshr(bits, shift), self.splat_int(1))
+        rounded = builder.add(builder.add(bits, self.splat_int(0x7FFF)), odd)
+        is_nan = builder.fcmp_unordered('uno', value, value)
+        rounded = builder.select(is_nan, self.splat_int(0x7FC00000), rounded)
+        halves = builder.trunc(builder.lshr(rounded, shift), ir.VectorType(BFLOAT, self.lanes))
+        builder.store(halves, place, align=2)
 
     def prefetch(self, address: Value) -> None:
         """Prefetch the cache line of an address to the L2 cache."""

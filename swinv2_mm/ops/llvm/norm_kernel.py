@@ -6,7 +6,7 @@ import functools
 
 from llvmlite.ir import Value
 
-from swinv2_mm.ops.llvm.emitter import FLOAT, Emitter
+from swinv2_mm.ops.llvm.emitter import BFLOAT, FLOAT, Emitter
 from swinv2_mm.ops.llvm.runtime import compile_function
 
 ROWS = 64  # of a task
@@ -19,8 +19,12 @@ ARGUMENTS = (
 
 
 @functools.cache
-def add_norm(lanes: int) -> int:
-    """Compile out = x + LayerNorm(y) with `ARGUMENTS` and return its address; channels are a multiple of `lanes`."""
+def add_norm(lanes: int, x_in_bf16: bool = False, y_in_bf16: bool = False) -> int:
+    """Compile out = x + LayerNorm(y) with `ARGUMENTS` and return its address; channels are a multiple of `lanes`.
+
+    It computes in fp32; `out` is in the precision of `x`.
+    """
+    x_kind, y_kind = (BFLOAT if in_bf16 else FLOAT for in_bf16 in (x_in_bf16, y_in_bf16))
     emit = Emitter('add_norm', lanes, ARGUMENTS)
     builder, arguments, zero = emit.builder, emit.arguments, emit.integer(0)
     rows, channels = arguments['rows'], arguments['channels']
@@ -31,7 +35,7 @@ def add_norm(lanes: int) -> int:
     def total(row: Value, mean: Value | None) -> Value:
         """Return the sum of a row, or of its squared differences from the mean."""
         with emit.loop(zero, channels, lanes, [emit.splat(0.0)]) as (index, sums):
-            value = emit.load_vector(row, index)
+            value = emit.load_vector(row, index, kind=y_kind)
             if mean is None:
                 sums[0] = builder.fadd(sums[0], value)
             else:
@@ -44,14 +48,16 @@ def add_norm(lanes: int) -> int:
         stop = emit.smaller_int(builder.add(start, emit.integer(ROWS)), rows)
         with emit.loop(start, stop) as (index, _):
             place = emit.muls(index, channels)
-            x, y, out = (emit.at(arguments[name], place) for name in ('x', 'y', 'out'))
+            x, out = (emit.at(arguments[name], place, kind=x_kind) for name in ('x', 'out'))
+            y = emit.at(arguments['y'], place, kind=y_kind)
             mean = emit.splat(total(y, None))
             deviation = emit.sqrt(builder.fadd(total(y, mean), eps))
             factor = emit.splat(builder.fdiv(emit.number(1.0), deviation))
             with emit.loop(zero, channels, lanes) as (channel, _):
-                value = builder.fsub(emit.load_vector(y, channel), mean)
+                value = builder.fsub(emit.load_vector(y, channel, kind=y_kind), mean)
                 value = builder.fmul(value, factor)
                 weight = emit.load_vector(arguments['weight'], channel)
                 value = emit.fma(value, weight, emit.load_vector(arguments['bias'], channel))
-                emit.store(builder.fadd(value, emit.load_vector(x, channel)), out, channel)
+                value = builder.fadd(value, emit.load_vector(x, channel, kind=x_kind))
+                emit.store(value, out, channel, kind=x_kind)
     return compile_function(emit.module)

@@ -74,7 +74,7 @@ class _Launch:
         self.threads = torch.get_num_threads()
         plan = _plan(images, (height, width), runs, self.heads, self.threads)
         self.tasks, self.tokens, self.pixels = plan
-        self.channels = channels // 3
+        self.channels, self.in_bf16 = channels // 3, qkv.dtype == torch.bfloat16
 
     def run(
         self, backward: bool, tensors: Sequence[Tensor | None], window: Sequence[int], *more: Tensor
@@ -84,7 +84,6 @@ class _Launch:
             return
         from swinv2_mm.ops.window_attention import llvm_backward_kernel, llvm_kernel, llvm_windows
 
-        kernel = llvm_backward_kernel if backward else llvm_kernel
         threads = min(self.threads, len(self.tasks))
         size = llvm_windows.scratch_size(self.tokens, self.lanes, self.head_dim, backward)
         scratch = torch.empty(threads * size, dtype=torch.float32, device='cpu')
@@ -95,7 +94,11 @@ class _Launch:
             len(self.tasks), self.channels, table_pitch(window), *window,
             *(tensor.data_ptr() for tensor in more),
         ]  # fmt: skip
-        runtime.run(kernel.build(self.lanes, self.head_dim), arguments, threads)
+        if backward:
+            address = llvm_backward_kernel.build(self.lanes, self.head_dim)
+        else:
+            address = llvm_kernel.build(self.lanes, self.head_dim, self.in_bf16)
+        runtime.run(address, arguments, threads)
 
 
 def table_pitch(window: Sequence[int]) -> int:
@@ -209,13 +212,13 @@ def _backward_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
 def llvm_window_attention(
     qkv: Tensor, scale: Tensor, derive: Any, partition: WindowPartition | Band, direct: bool = False
 ) -> Tensor:
-    """Compute `window_attention`, in fp32 also for bf16. Second derivatives are those of the reference.
+    """Compute `window_attention`, in fp32 also for maps in bf16. Second derivatives are those of the reference.
 
     Only the inputs are stored for the backward pass. `direct` runs the kernel without the torch operator.
     """
     table, scale = derive('llvm', lay_out_table), scale.float()
     if direct:
-        return _attend(qkv.float(), scale, table, partition.window, partition.runs).to(qkv.dtype)
+        return _attend(qkv, scale, table, partition.window, partition.runs)
     if isinstance(partition, Band):
         raise ValueError('a band is for inference: call it under torch.no_grad()')
     sides = [*partition.window], [*partition.shift]

@@ -101,9 +101,6 @@ class BackwardEmitter(AttentionEmitter):
                 for step, value in zip(self.steps, sums):
                     self.store(self.builder.fadd(self.load_vector(token, step), value), token, step)
 
-    def load_channels(self, token: Value) -> list[Value]:
-        return [self.load_vector(token, step) for step in self.steps]
-
     def store_channels(self, values: Sequence[Value], token: Value) -> None:
         for step, value in zip(self.steps, values):
             self.store(value, token, step)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from llvmlite.ir import Value
 
-from swinv2_mm.ops.llvm.emitter import FLOAT
+from swinv2_mm.ops.llvm.emitter import BFLOAT, FLOAT
 from swinv2_mm.ops.llvm.runtime import compile_function
 from swinv2_mm.ops.window_attention.llvm_windows import ARGUMENTS, ROWS, WindowEmitter
 from swinv2_mm.ops.window_attention.reference import MIN_NORM
@@ -65,26 +65,31 @@ class AttentionEmitter(WindowEmitter):
             tokens = [self.token(source, index, self.triple) for index in ids]
             channels = []
             for step in self.steps:
-                channels += self.transpose([self.load_vector(token, step) for token in tokens])
+                rows = [self.load_vector(token, step, kind=self.kind) for token in tokens]
+                channels += self.transpose(rows)
             for index, channel in enumerate(change(place, channels)):
                 self.store(channel, target, self.muls(self.plane_pitch, self.integer(index)), place)
 
     def take_queries(self, first: Value) -> None:
-        """Load the next `ROWS` queries of the window; the last one is repeated if there are fewer."""
+        """Take the next `ROWS` queries of the window, in fp32; the last one is repeated if there are fewer."""
         self.queries = [
             self.smaller_int(self.builder.add(first, self.integer(row)), self.last)
             for row in range(ROWS)
         ]
         self.query_rows = [self.token(self.q, query, self.triple) for query in self.queries]
         self.query_inverses, self.query_factors = list[Value](), list[Value]()
-        for row in self.query_rows:
+        for row, place in enumerate(self.query_rows):
             squared = self.splat(0.0)
-            for step in self.steps:
-                channels = self.load_vector(row, step)
+            for step, channels in zip(self.steps, self.load_channels(place)):
                 squared = self.fma(channels, channels, squared)
+                if self.kind != FLOAT:
+                    self.store(channels, self.free, self.integer(row * self.head_dim), step)
             inverse = self.factors(self.sum(squared))
             self.query_inverses.append(inverse)
             self.query_factors.append(self.builder.fmul(inverse, self.scale))
+        if self.kind != FLOAT:
+            places = range(0, ROWS * self.head_dim, self.head_dim)
+            self.query_rows = [self.at(self.free, self.integer(place)) for place in places]
 
     def products(
         self,
@@ -171,7 +176,7 @@ class AttentionEmitter(WindowEmitter):
                 stop = self.smaller_int(self.builder.add(start, self.integer(BLOCK)), self.tokens)
                 with self.loop(start, stop, carry=zeros) as (index, parts):
                     token = self.token(tokens, index, self.triple)
-                    channels = [self.load_vector(token, step) for step in self.steps]
+                    channels = self.load_channels(token)
                     for row in range(self.together):
                         weight = self.splat(self.load(rows[row], index))
                         for step in range(size):
@@ -183,9 +188,10 @@ class AttentionEmitter(WindowEmitter):
 
 
 @functools.cache
-def build(lanes: int, head_dim: int) -> int:
-    """Compile the forward pass with `ARGUMENTS` and return its address."""
-    emit = AttentionEmitter('attention', lanes, head_dim, ARGUMENTS)
+def build(lanes: int, head_dim: int, in_bf16: bool = False) -> int:
+    """Compile the forward pass with `ARGUMENTS` and return its address; `in_bf16` is about qkv and out."""
+    kind = BFLOAT if in_bf16 else FLOAT
+    emit = AttentionEmitter('attention', lanes, head_dim, ARGUMENTS, kind)
     channels = emit.arguments['channels']
     with emit.tasks(emit.arguments['counters'], emit.arguments['tasks_count']) as task:
         emit.begin(task)
@@ -193,7 +199,7 @@ def build(lanes: int, head_dim: int) -> int:
             emit.window(index)
             emit.prefetch_window(emit.builder.add(index, emit.integer(1)))
             emit.transpose_keys()
-            out = emit.at(emit.arguments['out'], emit.place)
+            out = emit.in_map(emit.arguments['out'], emit.place)
             with emit.loop(emit.integer(0), emit.tokens, ROWS) as (first, _):
                 emit.take_queries(first)
                 inverses = emit.softmax()
@@ -202,7 +208,7 @@ def build(lanes: int, head_dim: int) -> int:
                     target = emit.token(out, emit.queries[row], channels)
                     for step, value in zip(emit.steps, sums):
                         value = emit.builder.fmul(value, emit.splat(inverses[row]))
-                        emit.store(value, target, step)
+                        emit.store(value, target, step, kind=kind)
 
                 emit.weigh(emit.scores, emit.v, write)
     return compile_function(emit.module)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from llvmlite.ir import Value
+from llvmlite.ir import Type, Value
 
-from swinv2_mm.ops.llvm.emitter import INT, POINTER, Emitter
+from swinv2_mm.ops.llvm.emitter import FLOAT, INT, POINTER, Emitter
 
 ROWS = 4  # queries processed together
-LINE = 16  # numbers of a cache line
+LINE = 64  # bytes of a cache line
 ARGUMENTS = (
     '*qkv',  # (pixels, 3, nH, D)
     '*out',  # (pixels, nH, D)
@@ -39,18 +39,20 @@ def scratch_size(tokens: int, lanes: int, head_dim: int, backward: bool) -> int:
     plane, rows, pairs = head_dim * (padded + lanes), ROWS * padded, tokens * padded + lanes
     if backward:
         return 4 * plane + 3 * rows + 2 * pairs + padded
-    return plane + rows + pairs + padded
+    return plane + rows + pairs + padded + ROWS * head_dim
 
 
 class WindowEmitter(Emitter):
     """Emit code that reads a task and addresses the tokens of its windows; see `Emitter` for the arguments.
 
-    `head_dim`, the channels of a head, is a multiple of `lanes`.
+    `head_dim`, the channels of a head, is a multiple of `lanes`. `kind` is that of the numbers of maps.
     """
 
-    def __init__(self, name: str, lanes: int, head_dim: int, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, lanes: int, head_dim: int, arguments: Sequence[str], kind: Type = FLOAT
+    ) -> None:
         super().__init__(name, lanes, arguments)
-        self.head_dim = head_dim
+        self.head_dim, self.kind = head_dim, kind
         self.steps = [self.integer(start) for start in range(0, head_dim, lanes)]
         # Leave registers for operands.
         registers = 16 if lanes == 16 else 8
@@ -104,8 +106,8 @@ class WindowEmitter(Emitter):
         """Compute the addresses of the task's head in the first token of a window."""
         pixel, channels = self.load_int(self.origins, index), self.arguments['channels']
         start = self.muls(self.head, self.integer(self.head_dim))
-        self.q = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
-        self.k, self.v = self.at(self.q, channels), self.at(self.q, channels, channels)
+        self.q = self.in_map(self.arguments['qkv'], self.muls(pixel, self.triple), start)
+        self.k, self.v = self.in_map(self.q, channels), self.in_map(self.q, channels, channels)
         self.place = self.builder.add(self.muls(pixel, channels), start)
         self.place_qkv = self.builder.add(self.muls(pixel, self.triple), start)
 
@@ -114,17 +116,25 @@ class WindowEmitter(Emitter):
         last = self.builder.sub(self.count, self.integer(1))
         pixel = self.load_int(self.origins, self.smaller_int(index, last))
         start = self.muls(self.head, self.integer(self.head_dim))
-        first = self.at(self.arguments['qkv'], self.muls(pixel, self.triple), start)
+        first = self.in_map(self.arguments['qkv'], self.muls(pixel, self.triple), start)
         with self.loop(self.integer(0), self.tokens) as (token, _):
             q = self.token(first, token, self.triple)
-            k = self.at(q, self.arguments['channels'])
-            for vectors in (q, k, self.at(k, self.arguments['channels'])):
-                for line in range(0, self.head_dim, LINE):
-                    self.prefetch(self.at(vectors, self.integer(line)))
+            k = self.in_map(q, self.arguments['channels'])
+            for vectors in (q, k, self.in_map(k, self.arguments['channels'])):
+                for line in range(0, self.head_dim, LINE // (4 if self.kind == FLOAT else 2)):
+                    self.prefetch(self.in_map(vectors, self.integer(line)))
 
     def token(self, base: Value, index: Value, pitch: Value) -> Value:
         """Return the address of a token of the window, in a map with `pitch` numbers per pixel."""
-        return self.at(base, self.muls(self.load_int(self.offsets, index), pitch))
+        return self.in_map(base, self.muls(self.load_int(self.offsets, index), pitch))
+
+    def in_map(self, base: Value, *indices: Value) -> Value:
+        """Return the address of a number of a map; see `at`."""
+        return self.at(base, *indices, kind=self.kind)
+
+    def load_channels(self, token: Value) -> list[Value]:
+        """Return the D channels of a token of a map."""
+        return [self.load_vector(token, step, kind=self.kind) for step in self.steps]
 
     def segments(self, visit: Callable[[Value, Value, Value, Value], None]) -> None:
         """Visit the vectors of biases of a query that are also consecutive in the table.

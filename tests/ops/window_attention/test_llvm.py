@@ -64,6 +64,19 @@ def test_windows_of_real_size(size, window, dim, heads, shifted):
     check(llvm, *case(size, window, shifted, heads=heads, dim=dim), torch.float32)
 
 
+@pytest.mark.parametrize('dim', [8, 16, 24, 32, 128])
+def test_maps_in_bf16_are_computed_in_fp32(dim):
+    (qkv, scale, table), _, partition = case((13, 18), (6, 5), True, heads=3, dim=dim)
+    qkv = qkv.bfloat16()
+    qkv[0, 1, 2], qkv[1, 12, 17, 0] = 0, float('nan')
+    with torch.no_grad():
+        found = llvm(qkv, scale, table, partition)
+        assert found.dtype == torch.bfloat16
+        expected = llvm(qkv.float(), scale, table, partition).bfloat16()
+    assert torch.equal(found.isnan(), expected.isnan()) and 0 < found.isnan().sum() < 200 * dim
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+
+
 def test_extreme_scores():
     """Maximum scale and cosines of one: scores between -100 and 100, all weight on one key."""
     (qkv, scale, table), grad, partition = case((16, 20), (8, 8), True, dim=32)
