@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import SIZES, Case
-from benchmarks.contestants import RUNTIMES, SEQUENTIAL
+from benchmarks.contestants import CONSTANT, RUNTIMES, SEQUENTIAL
 from benchmarks.task import Task, autocast
 from benchmarks.weights import load_weights
+from swinv2_mm.ops.linear import constant_weights
 
 Maps = Callable[[Tensor], Any]  # from images to feature maps
+_HELD = ExitStack()  # until the process ends
 
 
 def build(case: Case, options: Mapping[str, Any]) -> Task:
@@ -61,14 +64,16 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
 def _ours(case: Case, options: Mapping[str, Any]) -> tuple[nn.Module, Maps]:
     from swinv2_mm import SwinTransformerV2
 
-    is_sequential = options['backend'] == SEQUENTIAL
+    backend = options['backend']
+    if backend == CONSTANT:  # a process has one contestant
+        _HELD.enter_context(constant_weights())
     model = SwinTransformerV2(
         vars(SIZES[case.arch]),
         window_size=case.window,
         drop_path_rate=0.0,
         norm_cfg=None,
-        attn_backend='auto' if is_sequential else options['backend'],
-        sequential_self_attention=is_sequential,
+        attn_backend='auto' if backend in (SEQUENTIAL, CONSTANT) else backend,
+        sequential_self_attention=backend == SEQUENTIAL,
     )
     return model, model
 

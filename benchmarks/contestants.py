@@ -54,6 +54,8 @@ PRODUCTS = {'matmul': 'roofline', 'mm': 'share_of_mm', 'copy': 'share_of_copy'}
 
 SEQUENTIAL = 'sequential'
 """Used as a backend: attention to windows one by one."""
+CONSTANT = 'constant'
+"""Used as a backend: inside of `constant_weights`."""
 
 _INTO_A_FOLDER = 'pip install --no-deps --target DIR/{}, and set SWINV2_MM_PEERS=DIR'
 _HOW_TO_GET = {
@@ -96,7 +98,7 @@ def ours(backend: str, compiled: bool = False) -> Contestant:
     Raises:
         ValueError: The backend does not exist.
     """
-    if backend != SEQUENTIAL:
+    if backend not in (SEQUENTIAL, CONSTANT):
         check_backend(backend)
     name = _name(f'ours:{backend}', compiled)
     options = {'library': 'native', 'backend': backend, 'compile': compiled}

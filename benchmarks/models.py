@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from benchmarks.results import median
 from benchmarks.task import Task, autocast, milliseconds
 from benchmarks.weights import load_weights
 from swinv2_mm.engine.config import enable_amp
+from swinv2_mm.ops.linear import constant_weights
 from swinv2_mm.ops.winograd import use_winograd
 
 TASKS = {
@@ -31,6 +33,7 @@ TASKS = {
 _OBJECTS = 8  # per image of a detection batch; COCO has 7 on average
 _CONFIDENCE = 6.0
 _PART_ROUNDS = 5
+_HELD = ExitStack()  # until the process ends
 _PARTS = {
     'preprocessing': ('data_preprocessor', 'forward'),
     'backbone': ('backbone', 'forward'),
@@ -67,6 +70,8 @@ def build(case: Case, options: Mapping[str, Any]) -> Task:
         _share_weights(model, case, options)
         if options['backbone'].startswith('ours'):  # as `swinv2-mm train`, `test` and `predict` do
             use_winograd(model)
+            if case.mode == 'eval':
+                _HELD.enter_context(constant_weights())
         model.to(case.device).train(case.mode == 'train')
         batch = _detection_batch(case) if scope == 'mmdet' else _segmentation_batch(case)
         info: dict[str, Any] = {}

@@ -16,6 +16,9 @@ from torch import nn
 
 from swinv2_mm.apis.models import build_model
 from swinv2_mm.apis.rehearsal import Rehearsal
+from swinv2_mm.datasets.checks.configured import ConfiguredData
+from swinv2_mm.datasets.checks.finding import Finding
+from swinv2_mm.datasets.checks.model import check_model
 from swinv2_mm.engine.config import as_list, dicts_in, load_config
 from swinv2_mm.engine.console import say
 from swinv2_mm.engine.devices import is_sharded
@@ -305,13 +308,22 @@ def plan(
         except SetupError:
             raise
         except Exception as error:  # settings of the optimizer or the model, by any library
+            mistakes = '\n'.join(str(finding) for finding in _mistakes(cfg))
             raise SetupError(
-                f'{config} cannot be planned: {type(error).__name__}: {error}'
+                mistakes or f'{config} cannot be planned: {type(error).__name__}: {error}'
             ) from error
         say(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
         return EXIT_OK
 
     return guarded(run)
+
+
+def _mistakes(cfg: Config) -> list[Finding]:
+    """Return what the checks before a training say of a model that cannot run."""
+    try:
+        return list(check_model(ConfiguredData(cfg, ())))
+    except Exception:  # as in the step that has failed
+        return []
 
 
 def _table(found: Plan, batch: int, setting: str) -> str:

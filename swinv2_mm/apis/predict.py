@@ -23,6 +23,7 @@ from swinv2_mm.engine.console import say, warn
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.interrupts import raise_interrupts
 from swinv2_mm.engine.launch import EXIT_OK, EXIT_SETUP, guarded
+from swinv2_mm.ops.linear import constant_weights
 
 _COLUMNS = {
     'mmdet': ('file', 'frame', 'class', 'category_id', 'score', 'x1', 'y1', 'x2', 'y2'),
@@ -57,6 +58,7 @@ def predict(
         classes = len(predictor.categories.names)
         say(f'model: {predictor.model.checkpoint}, {classes} class{"es" * (classes > 1)}')
         with ExitStack() as stack:
+            stack.enter_context(constant_weights())
             outputs = _Outputs(stack, predictor, sources, Path(out), json_file, csv_file, pictures)
             done, failed, elapsed = _predict_all(predictor, sources, outputs)
         speed = f', {done / elapsed:.1f} images/s' if done else ''

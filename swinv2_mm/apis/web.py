@@ -25,6 +25,7 @@ from swinv2_mm.engine.console import say, warn
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.interrupts import raise_interrupts
 from swinv2_mm.engine.launch import guarded
+from swinv2_mm.ops.linear import constant_weights
 
 _LARGEST_FILE = '50mb'
 _QUEUE = 16
@@ -64,7 +65,7 @@ def web(
         raise_interrupts()  # the folder is removed before the process ends
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         started = True
-        with tempfile.TemporaryDirectory(prefix='swinv2-mm-web-') as folder:
+        with constant_weights(), tempfile.TemporaryDirectory(prefix='swinv2-mm-web-') as folder:
             os.environ['GRADIO_TEMP_DIR'] = os.path.join(folder, 'files')
             _launch(gradio, build_page(gradio, predictor, Path(folder)), host, free)
             while True:

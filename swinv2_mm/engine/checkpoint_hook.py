@@ -128,6 +128,14 @@ class AtomicCheckpointHook(CheckpointHook):
         self._batch = data_batch
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
 
+    def after_train(self, runner: Runner) -> None:
+        """Save the last weights of a training that a hook such as `EarlyStoppingHook` has stopped."""
+        if getattr(runner.train_loop, 'stop_training', False) and self.saved_at != runner.iter:
+            meta = {'epoch': runner.epoch, 'iter': runner.iter}
+            step = runner.epoch if self.by_epoch else runner.iter
+            self._save_checkpoint_with_step(runner, step, meta)
+        super().after_train(runner)
+
     def save_now(self, runner: Runner, epoch: int, iteration: int) -> None:
         """Save on all processes if nothing was saved since the last iteration; return when the file is complete.
 

@@ -184,6 +184,7 @@ _HINTS = {
     'train_dataloader.batch_size, or drop_last=True',
     'image size in a batch should be the same|stack expects each tensor to be equal size': 'images of several sizes '
     'in one batch: set the batch_size of that data loader to 1, or resize to one size',
+    'selected index k out of range': 'fewer positions than queries: larger images, or a smaller model.num_queries',
     'divisible by num_groups': 'choose a norm_cfg.num_groups that divides the number of channels',
 }
 """Regular expressions for kind and message of an error, and what to do."""

@@ -59,6 +59,7 @@ from swinv2_mm.engine.interrupts import (
     raise_interrupts,
 )
 from swinv2_mm.engine.runner import EvaluationRunner, TrainingRunner
+from swinv2_mm.ops.linear import constant_weights
 
 EXIT_OK = 0
 EXIT_CRASH = 1
@@ -121,7 +122,8 @@ def train(
             _say_how_to_resume(runner, getattr(error, 'iteration', None))
             return _asked_to_stop(runner) or EXIT_INTERRUPTED
         elapsed = timedelta(seconds=int(time.time() - started))
-        say(f'finished at iteration {runner.iter}, after {elapsed}')
+        early = ', stopped early' if getattr(runner.train_loop, 'stop_training', False) else ''
+        say(f'finished at iteration {runner.iter}{early}, after {elapsed}')
         if runner.rank == 0:
             say(f'checkpoint: {newest_checkpoint(runner.work_dir)}; log: {log_file()}')
         return EXIT_OK
@@ -166,7 +168,7 @@ def evaluate(
         cfg.test_cfg.fp16 = precision != 'fp32'  # of the type that `half` sets
         runner = checked_runner(cfg, on, EvaluationRunner, ('test',))
         say(f'data: {len(runner.test_dataloader.dataset)} test images')
-        with half:
+        with half, constant_weights():
             runner.test()
         if out:
             if runner.rank == 0:

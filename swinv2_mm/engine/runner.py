@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +19,17 @@ from mmengine.visualization import Visualizer
 from torch import nn
 from torch.nn import SyncBatchNorm
 
+import swinv2_mm
 from swinv2_mm.engine.console import continue_logging, say
+from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.sharded import ShardingRunner
 from swinv2_mm.registry import OPTIM_WRAPPERS
+
+_PACKAGE = Path(swinv2_mm.__file__).parent
+
+
+def _is_building(frame: traceback.FrameSummary) -> bool:
+    return Path(frame.filename).name == 'build_functions.py'
 
 
 @RUNNERS.register_module()
@@ -31,6 +41,24 @@ class TrainingRunner(ShardingRunner):
         logger = super().build_logger(*args, **kwargs)
         continue_logging(logger)
         return logger
+
+    def build_model(self, model: Any) -> nn.Module:
+        """Build the model; arguments that its parts do not take or refuse are mistakes in the config."""
+        try:
+            return super().build_model(model)
+        except (TypeError, ValueError) as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            if 'unexpected keyword argument' in str(error) and _is_building(frames[-1]):
+                raise SetupError(
+                    f'The model cannot be built: {error}. A config keeps the keys of the dict that it inherits: '
+                    "_delete_=True replaces it, as in backbone=dict(_delete_=True, type='swinv2_mm.SwinTransformerV2')."
+                ) from error
+            if (
+                any(_is_building(frame) for frame in frames)
+                and _PACKAGE in Path(frames[-1].filename).parents
+            ):
+                raise SetupError(f'The model cannot be built: {error}') from error
+            raise
 
     def build_visualizer(self, visualizer: Any = None) -> Visualizer:
         """Build a visualizer of this run alone; mmengine shares one of the same name within a process."""

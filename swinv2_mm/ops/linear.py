@@ -7,6 +7,9 @@ compiler uses for linear layers; with AVX2, where that operator is not faster th
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -131,20 +134,59 @@ class _OneDnnLinear(torch.autograd.Function):
         return of_x, of_weight, of_bias
 
 
+_lock = threading.Lock()
+_contexts = 0
+_converted: dict[tuple[int, torch.dtype], tuple[Tensor, tuple[int, int], Tensor]] = {}
+"""By identity and dtype: a weight, its version and address at the time, and its copy."""
+
+
+@contextmanager
+def constant_weights() -> Iterator[None]:
+    """Convert weights of linear layers for oneDNN once, and keep these copies until the end of the context.
+
+    For inference on a CPU with AVX-512, in fp32 or bf16. Do not change weights through `.data` inside; other changes are
+    noticed. Contexts may be nested, and threads share the copies.
+    """
+    global _contexts
+    with _lock:
+        _contexts += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _contexts -= 1
+            if not _contexts:
+                _converted.clear()
+
+
+def _for_onednn(weight: Tensor, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """Return a weight in `dtype`; inside of `constant_weights`, in the layout of oneDNN for `x`."""
+    if not _contexts or type(weight) is not nn.Parameter or weight.is_inference():
+        return weight.to(dtype)
+    key, state = (id(weight), dtype), (weight._version, weight.data_ptr())
+    known = _converted.get(key)
+    if known is None or known[1] != state:
+        rows = x.numel() // x.shape[-1]
+        copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
+        known = _converted[key] = weight, state, copy
+    return known[2]
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """Compute `torch.nn.functional.linear`, followed by the exact GELU if `gelu`."""
     if takes_onednn_in_bf16(x, weight, bias):
-        numbers = [None if given is None else given.bfloat16() for given in (x, weight, bias)]
-        return _LINEAR(*numbers, 'gelu' if gelu else 'none', [], 'none')
+        bias = None if bias is None else bias.bfloat16()
+        kernel = _for_onednn(weight, torch.bfloat16, x)
+        return _LINEAR(x.bfloat16(), kernel, bias, 'gelu' if gelu else 'none', [], 'none')
     if not takes_onednn(x, weight, bias):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if gelu else y
     if not torch.is_grad_enabled():
-        if not gelu:
-            return _product(x, weight, bias)
         if _AVX512:
-            return _LINEAR(x, weight, bias, 'gelu', [], 'none')
-        return torch.ops.aten.gelu_(_product(x, weight, bias))
+            kernel = _for_onednn(weight, torch.float32, x)
+            return _LINEAR(x, kernel, bias, 'gelu' if gelu else 'none', [], 'none')
+        y = _product(x, weight, bias)
+        return torch.ops.aten.gelu_(y) if gelu else y
     y = _OneDnnLinear.apply(x, weight, bias)
     return F.gelu(y) if gelu else y
 

@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from swinv2_mm.ops import linear as linear_module
 from swinv2_mm.ops.execution import takes_onednn, takes_onednn_in_bf16
-from swinv2_mm.ops.linear import linear
+from swinv2_mm.ops.linear import constant_weights, linear
 
 # Few and many rows and channels, with and without the shape of a map: different code paths.
 SHAPES = [(7, 12), (2, 3, 5, 12), (1, 12), (300, 12), (300, 24), (3, 70, 24), (2, 33, 17, 24)]
@@ -71,6 +73,45 @@ def test_inference_in_bf16(shape, bias, gelu):
         assert not takes_onednn_in_bf16(*rounded)
     with torch.no_grad(), torch.autocast('cpu', dtype=torch.float16):
         assert linear(x, weight, shift).dtype == torch.float16
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('shape', [(7, 12), (2, 33, 17, 24), (1, 1, 64, 2400), (1100, 24)])
+def test_constant_weights_are_converted_once(shape, dtype):
+    x, weight, bias = torch.randn(shape), nn.Parameter(torch.randn(20, shape[-1])), torch.randn(20)
+    close = dict(rtol=1e-5, atol=1e-4) if dtype == torch.float32 else dict(rtol=2**-7, atol=0.05)
+    half = torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype != torch.float32)
+    with torch.no_grad(), half:
+        with constant_weights():
+            for rows in (x, x[:1], x.flip(0)):
+                for gelu in (False, True):
+                    with constant_weights():
+                        found = linear(rows, weight, bias, gelu)
+                    rounded = rows.to(dtype).double(), weight.to(dtype).double()
+                    expected = F.linear(*rounded, bias.to(dtype).double())
+                    expected = F.gelu(expected) if gelu else expected
+                    assert found.dtype == dtype
+                    torch.testing.assert_close(found.double(), expected, **close)
+            assert len(linear_module._converted) == (1 if keeps_weights(x, weight) else 0)
+            before = linear(x, weight, bias)
+            weight.mul_(2)
+            changed = linear(x, weight, bias) - bias.to(dtype)
+            torch.testing.assert_close(changed, 2 * (before - bias.to(dtype)), **close)
+            weight.data = weight / 2
+            torch.testing.assert_close(linear(x, weight, bias), before, **close)
+        assert not linear_module._converted
+        weight.data.mul_(2)
+        torch.testing.assert_close(linear(x, weight, bias) - bias.to(dtype), changed, **close)
+    x.requires_grad_()
+    with constant_weights():
+        linear(x, weight, bias).sum().backward()
+    torch.testing.assert_close(x.grad, weight.detach().sum(0).expand_as(x), rtol=1e-4, atol=1e-3)
+
+
+def keeps_weights(x, weight):
+    return takes_onednn_in_bf16(x, weight) or (
+        takes_onednn(x, weight) and torch.backends.cpu.get_cpu_capability() == 'AVX512'
+    )
 
 
 def test_gradients_only_where_they_are_wanted():

@@ -11,7 +11,7 @@ sys.path.insert(
 )  # `benchmarks`: not part of the package
 
 from benchmarks.cases import MODES
-from benchmarks.contestants import BACKBONE_PEERS, SEQUENTIAL
+from benchmarks.contestants import BACKBONE_PEERS, CONSTANT, SEQUENTIAL
 from benchmarks.tool import add_options, compare_backbones, run_benchmark
 from swinv2_mm.ops.execution import BACKENDS
 
@@ -27,7 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--backends',
         nargs='+',
-        choices=(*BACKENDS, SEQUENTIAL),
+        choices=(*BACKENDS, SEQUENTIAL, CONSTANT),
         default=['auto'],
         help='ours (auto)',
     )
