@@ -291,7 +291,8 @@ def _devices(found: Found) -> dict[str, Any]:
         if device.type == 'cpu':
             entry['instructions'] = torch.backends.cpu.get_cpu_capability()
             plain = torch.zeros(1, 1)
-            entry['linear'] = 'oneDNN' if execution.takes_onednn(plain, plain) else 'torch'
+            with torch.no_grad():
+                entry['linear'] = 'oneDNN' if execution.takes_onednn(plain, plain) else 'torch'
         if device.type == 'cuda':
             free, total = torch.cuda.mem_get_info(device)
             entry['capability'] = '.'.join(map(str, torch.cuda.get_device_capability(device)))

@@ -37,8 +37,10 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        missing = '.mim' in str(error) and 'swinv2_mm' in str(error)
-        remedy = ' swinv2_mm::... is for an installed package: pip install it.' if missing else ''
+        not_installed = '.mim' in str(error) and 'swinv2_mm' in str(error)
+        remedy = (
+            ' swinv2_mm::... is for an installed package: pip install it.' if not_installed else ''
+        )
         raise SetupError(
             f'The config {path} cannot be read: {_described(error)}{remedy}'
         ) from error

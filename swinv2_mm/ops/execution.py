@@ -157,7 +157,7 @@ def differentiates_plainly() -> bool:
 
 
 def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512."""
+    """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512, in training on those not of Intel."""
     return (
         x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
@@ -165,6 +165,7 @@ def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
         and weight.layout == torch.strided
         and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
         and not is_observed(x, weight, *(() if bias is None else (bias,)))
+        and not (torch.is_grad_enabled() and private.is_intel())
         and torch.backends.cpu.get_cpu_capability() in runtime.LANES
         and private.onednn_linear() is not None
         and bool(torch.backends.mkldnn.enabled)

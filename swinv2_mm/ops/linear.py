@@ -3,6 +3,7 @@
 On a CPU torch computes fp32 products with MKL, which on processors of other vendors than Intel reaches three quarters
 of the peak of AVX2 and half the peak of AVX-512. oneDNN is faster: with AVX-512 through the operator that torch's
 compiler uses for linear layers; with AVX2, where that operator is not faster than MKL, through a 1 x 1 convolution.
+On processors of Intel MKL trains faster, and oneDNN infers faster, since its product includes the GELU.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ _converted: dict[tuple[int, torch.dtype], tuple[Tensor, tuple[int, int], Tensor]
 def constant_weights() -> Iterator[None]:
     """Convert weights of linear layers for oneDNN once, and keep these copies until the end of the context.
 
-    For inference on a CPU with AVX-512, in fp32 or bf16. Do not change weights through `.data` inside; other changes are
-    noticed. Contexts may be nested, and threads share the copies.
+    For inference on a CPU with AVX-512, in fp32 or bf16. Do not change weights through `.data` inside; other changes
+    are noticed. Contexts may be nested, and threads share the copies.
     """
     global _contexts
     with _lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
@@ -111,6 +112,16 @@ def onednn_linear() -> Any:
     """Return oneDNN's `mkldnn._linear_pointwise`, which torch's compiler uses; `None` if it does not exist."""
     available = torch.backends.mkldnn.is_available()
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None) if available else None
+
+
+@cache
+def is_intel() -> bool:
+    """Return whether the processor is one of Intel and torch has MKL, which is made for these."""
+    try:
+        about = Path('/proc/cpuinfo').read_text(errors='replace')
+    except OSError:  # not Linux
+        about = platform.processor()
+    return 'GenuineIntel' in about and torch.backends.mkl.is_available()
 
 
 @cache

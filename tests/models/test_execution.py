@@ -200,8 +200,8 @@ def test_fewer_threads_than_torch_counts_on(environment, tmp_path):
         'out.square().mean().backward()\n'
         'with torch.no_grad():\n'
         '    fast = model(x)[0]\n'
+        '    print(torch.get_num_threads(), takes_onednn(x, x))\n'
         'results = [fast, out.detach(), *(weight.grad for weight in model.parameters())]\n'
-        'print(torch.get_num_threads(), takes_onednn(x, x))\n'
         'torch.save(results, sys.argv[1])\n'
     )
     found = []

@@ -210,7 +210,10 @@ def test_the_command(run_tool):
     for arguments, reason in (
         (('--gpus', '2', '--strategy', 'none'), '--strategy none is for one GPU'),
         (('--batch', '0'), 'numbers from 1'),
-        (('--size', '7x7', '--cfg-options', 'model.neck.in_channels=[1,2,3,4]'), 'be planned'),
+        (
+            ('--size', '7x7', '--cfg-options', 'model.neck.in_channels=[1,2,3,4]'),
+            'Set model.neck.in_channels=',
+        ),
     ):
         done = run_tool(TOOL, DETECTOR, *arguments)
         assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr

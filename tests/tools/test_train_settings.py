@@ -65,6 +65,43 @@ def test_a_second_training_of_the_process_has_its_own_files_and_names_the_checkp
     assert len(list(root.parent.glob('second/*/vis_data/scalars.json'))) == 1
 
 
+@pytest.mark.parametrize(
+    ('option', 'sentences'),
+    [
+        ('model.backbone.depth=50', ["unexpected keyword argument 'depth'", '_delete_=True']),
+        ('model.backbone.out_indices=(0,1,2,3,4)', ['out_indices']),
+        ('model.backbone.window_size=0', ['window_size']),
+    ],
+)
+def test_arguments_that_the_backbone_does_not_take(root, capsys, option, sentences):
+    line = refused(capsys, option)
+    assert 'The model cannot be built' in line
+    assert all(sentence in line for sentence in sentences)
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_a_training_that_is_stopped_early_saves_its_last_weights(root, capsys, by_epoch):
+    hook = dict(type='EarlyStoppingHook', monitor='mIoU', patience=1, min_delta=100, strict=True)
+    cfg = root.parent / 'early.py'
+    loop = dict(type='EpochBasedTrainLoop', max_epochs=9, val_interval=1)
+    if not by_epoch:
+        loop = dict(type='IterBasedTrainLoop', max_iters=9, val_interval=1)
+    cfg.write_text(
+        f'_base_ = {SEGMENTATION!r}\ncustom_hooks = [{hook!r}]\ntrain_cfg = dict(_delete_=True, **{loop!r})\n'
+        f'default_hooks = dict(checkpoint=dict(by_epoch={by_epoch}, interval=9))\n'
+    )
+    options = [*FAST, 'train_dataloader.batch_size=2', 'val_dataloader.dataset.indices=1']
+    options += [
+        'train_dataloader.dataset.indices=2',
+        'train_dataloader.sampler.type=DefaultSampler',
+    ]
+    assert train(str(cfg), work_dir='early', device='cpu', cfg_options=options) == 0
+    (saved,) = (root.parent / 'early').glob(f'{"epoch" if by_epoch else "iter"}_*.pth')
+    seen = capsys.readouterr()
+    assert saved.stem[-1] == '2', seen.out
+    assert 'finished at iteration 2, stopped early' in seen.out and saved.name in seen.out
+
+
 def test_devices_that_are_not_there(root, capsys):
     assert '--device meta is not available; available: cpu' in refused(capsys, device='meta')
 

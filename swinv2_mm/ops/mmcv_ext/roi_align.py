@@ -1,21 +1,26 @@
 """RoIAlign of the mmcv stand-in (He et al., "Mask R-CNN", ICCV 2017), on torchvision's kernels.
 
-They do not have a max mode: here it is the maximum of averages over one sample each. Their gradient is serial on a CPU
-and not deterministic on a GPU; matrix products replace it there.
+They do not have a max mode: here it is the maximum of averages over one sample each. On a CPU they are serial: here
+regions are divided among threads. Their gradient is also not deterministic on a GPU; matrix products replace it.
 
 Shape legend: B images, C channels, H W feature height and width, K regions, (Ph, Pw) bins of a region.
 """
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 
+from swinv2_mm.ops.execution import is_observed
 from swinv2_mm.ops.mmcv_ext.operators import working_dtype
 
 MAX, AVERAGE = 0, 1
 
 # A coordinate outside of every map. Samples more than one pixel outside have weight 0.
 _OUTSIDE = -2.0
+_PARTS_PER_THREAD = 4  # to balance regions of different sizes
 # Maximum number of sample values, or of weights of rows and columns, in memory (float32: 32 MB).
 _VALUES_AT_A_TIME = 2**23
 
@@ -50,7 +55,7 @@ def roi_align_forward(
     bins = (aligned_height, aligned_width)
     pool = torch.ops.torchvision.roi_align
     if pool_mode == AVERAGE:
-        output.copy_(pool(input, rois, spatial_scale, *bins, sampling_ratio, aligned))
+        output.copy_(_pool_average(input, rois, spatial_scale, *bins, sampling_ratio, aligned))
         return
     output.zero_()
     argmax_y.fill_(_OUTSIDE)
@@ -72,6 +77,21 @@ def roi_align_forward(
             x = x + wide * (left * columns + where % columns + 0.5) / columns
             for buffer, result in ((output, greatest), (argmax_y, y), (argmax_x, x)):
                 buffer[k] = result.to(buffer.dtype)
+
+
+def _pool_average(input: Tensor, rois: Tensor, *settings: Any) -> Tensor:
+    """Return the averages, (K, C, Ph, Pw), computed by the threads of torch on a CPU."""
+    pool, threads = torch.ops.torchvision.roi_align, torch.get_num_threads()
+    parts = rois.split(-(-len(rois) // (threads * _PARTS_PER_THREAD)))
+    if threads == 1 or len(parts) == 1 or input.is_cuda or is_observed(input, rois):
+        return pool(input, rois, *settings)
+
+    def of_part(part: Tensor) -> Tensor:
+        with torch.no_grad():  # a setting of the thread
+            return pool(input, part, *settings)
+
+    with ThreadPoolExecutor(threads) as executor:
+        return torch.cat(list(executor.map(of_part, parts)))
 
 
 def roi_align_backward(
