@@ -305,13 +305,12 @@ def plan(
             say(f'the config does not state the size of the images: {_SIZE} is assumed, see --size')
         try:
             found = plan_training(cfg, config, size=size, precision=used, strategy=how, gpus=gpus)
-        except SetupError:
-            raise
         except Exception as error:  # settings of the optimizer or the model, by any library
-            mistakes = '\n'.join(str(finding) for finding in _mistakes(cfg))
-            raise SetupError(
-                mistakes or f'{config} cannot be planned: {type(error).__name__}: {error}'
-            ) from error
+            reason = f'{config} cannot be planned: {type(error).__name__}: {error}'
+            if isinstance(error, SetupError):
+                reason = str(error)
+            mistakes = [str(finding) for finding in _mistakes(cfg)]
+            raise SetupError('\n'.join(mistakes) or reason) from error
         say(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
         return EXIT_OK
 

@@ -130,7 +130,8 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_train(self, runner: Runner) -> None:
         """Save the last weights of a training that a hook such as `EarlyStoppingHook` has stopped."""
-        if getattr(runner.train_loop, 'stop_training', False) and self.saved_at != runner.iter:
+        stopped = getattr(runner.train_loop, 'stop_training', False)
+        if stopped and self.save_last and self.saved_at != runner.iter:
             meta = {'epoch': runner.epoch, 'iter': runner.iter}
             step = runner.epoch if self.by_epoch else runner.iter
             self._save_checkpoint_with_step(runner, step, meta)

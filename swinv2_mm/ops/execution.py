@@ -27,6 +27,14 @@ MIN_CAPABILITY = (8, 0)  # the first with bf16 and tf32
 MIN_TILES = 64  # of 4 x 4 pixels in the maps of a convolution by Winograd's algorithm
 MOST_FREE_MEMORY = 2**28  # bytes of free memory kept when the size of images changes
 _TENSORS = (Tensor, nn.Parameter)
+_FP32, _BF16 = torch.float32, torch.bfloat16
+_NORM_DTYPES = {
+    (_FP32,) * 4,
+    (_FP32, _BF16, _FP32, _FP32),
+    (_BF16, _BF16, _FP32, _FP32),
+    (_BF16,) * 4,
+}
+"""Of a map, its branch, and weight and bias of the norm of the branch."""
 
 
 class Execution(NamedTuple):
@@ -157,7 +165,7 @@ def differentiates_plainly() -> bool:
 
 
 def takes_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
-    """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512, in training on those not of Intel."""
+    """Return whether `ops.linear` uses oneDNN: fp32 on a CPU with AVX2 or AVX-512, in training not on Intel."""
     return (
         x.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
@@ -206,7 +214,7 @@ def fuses_norm(x: Tensor, y: Tensor, norm: nn.Module) -> bool:
         x.shape == y.shape
         and shape == norm.weight.shape == norm.bias.shape == y.shape[-1:]
         and all(tensor.device.type == 'cpu' for tensor in tensors)
-        and all(tensor.dtype in (torch.float32, torch.bfloat16) for tensor in tensors)
+        and (x.dtype, y.dtype, norm.weight.dtype, norm.bias.dtype) in _NORM_DTYPES
         and all(tensor.is_contiguous() for tensor in tensors)
         and not is_observed(*tensors)
         and runtime.why_not_here() is None
