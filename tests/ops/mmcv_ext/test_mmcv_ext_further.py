@@ -49,14 +49,12 @@ def test_carafe_and_its_gradients(kernel, groups, scale):
 
 
 def test_a_neck_with_carafe_trains():
-    from mmdet.registry import MODELS
+    from mmdet.models.necks import FPN_CARAFE
 
-    neck = MODELS.build(
-        dict(
-            type='FPN_CARAFE', in_channels=[8, 16], out_channels=8, num_outs=2, start_level=0,
-            upsample_cfg=dict(type='carafe', up_kernel=5, up_group=1, encoder_kernel=3, compressed_channels=8),
-        )
-    )  # fmt: skip
+    upsampling = dict(
+        type='carafe', up_kernel=5, up_group=1, encoder_kernel=3, compressed_channels=8
+    )
+    neck = FPN_CARAFE([8, 16], out_channels=8, num_outs=2, start_level=0, upsample_cfg=upsampling)
     maps = neck([torch.randn(1, 8, 16, 12), torch.randn(1, 16, 8, 6)])
     sum(x.square().mean() for x in maps).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in neck.parameters())
