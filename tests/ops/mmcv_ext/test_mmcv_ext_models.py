@@ -27,6 +27,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmdet.utils import register_all_modules
 from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 register_all_modules()
@@ -35,7 +36,8 @@ register_all_modules()
 def build(name, **changes):
     config = get_config(name)
     config.merge_from_dict({'model.backbone.init_cfg': None, **changes})
-    return MODELS.build(config.model)
+    with DefaultScope.overwrite_default_scope('mmdet'):  # other tests leave theirs
+        return MODELS.build(config.model)
 
 
 def batch():
