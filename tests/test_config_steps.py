@@ -275,10 +275,10 @@ def test_the_deformable_config_learns_where_to_look(tiny_data, monkeypatch):
 
 @pytest.mark.skipif(not REAL_DATA, reason='SWINV2_MM_DATA does not name a folder of real data')
 @pytest.mark.parametrize(
-    'leaf', [f for f in LEAVES if re.search('-(t|nano)-', f) and not f.startswith('htc/htc_')]
+    'leaf', [f for f in IN_LAYOUT if re.search('-(t|nano)-', f) and not f.startswith('htc/htc_')]
 )  # the sample of COCO has no maps of COCO-Stuff
-def test_annotations_of_the_real_data_reach_the_model(leaf, monkeypatch):
-    cfg = read(leaf)
+def test_annotations_of_the_real_data_reach_the_model(leaf):
+    cfg = load_config(str(CONFIGS / leaf))
     with scope_of(cfg):
         train = Runner.build_dataloader(
             {**cfg.train_dataloader, 'num_workers': 0, 'persistent_workers': False}
