@@ -17,7 +17,6 @@ from torch import nn
 from swinv2_mm.apis.models import build_model
 from swinv2_mm.apis.rehearsal import Rehearsal
 from swinv2_mm.datasets.checks.configured import ConfiguredData
-from swinv2_mm.datasets.checks.finding import Finding
 from swinv2_mm.datasets.checks.model import check_model
 from swinv2_mm.engine.config import as_list, dicts_in, load_config
 from swinv2_mm.engine.console import say
@@ -309,20 +308,20 @@ def plan(
             reason = f'{config} cannot be planned: {type(error).__name__}: {error}'
             if isinstance(error, SetupError):
                 reason = str(error)
-            mistakes = [str(finding) for finding in _mistakes(cfg)]
-            raise SetupError('\n'.join(mistakes) or reason) from error
+            raise SetupError('\n'.join(_mistakes(cfg)) or reason) from error
         say(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
         return EXIT_OK
 
     return guarded(run)
 
 
-def _mistakes(cfg: Config) -> list[Finding]:
-    """Return what the checks before a training say of a model that cannot run."""
+def _mistakes(cfg: Config) -> list[str]:
+    """Return the errors that the checks before a training find in the model."""
     try:
-        return list(check_model(ConfiguredData(cfg, ())))
+        findings = list(check_model(ConfiguredData(cfg, ())))
     except Exception:  # as in the step that has failed
         return []
+    return [str(finding) for finding in findings if finding.severity == 'error']
 
 
 def _table(found: Plan, batch: int, setting: str) -> str:

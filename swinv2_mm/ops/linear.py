@@ -3,7 +3,7 @@
 On a CPU torch computes fp32 products with MKL, which on processors of other vendors than Intel reaches three quarters
 of the peak of AVX2 and half the peak of AVX-512. oneDNN is faster: with AVX-512 through the operator that torch's
 compiler uses for linear layers; with AVX2, where that operator is not faster than MKL, through a 1 x 1 convolution.
-On processors of Intel MKL trains faster, and oneDNN infers faster, since its product includes the GELU.
+On Intel processors MKL is faster in training, and oneDNN in inference, where it fuses the GELU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from swinv2_mm.ops.execution import (
     takes_onednn,
     takes_onednn_in_bf16,
 )
-from swinv2_mm.ops.private import onednn_linear
+from swinv2_mm.ops.private import onednn_linear, onednn_weight
 
 _AVX512 = torch.backends.cpu.get_cpu_capability() == 'AVX512'
 _LINEAR: Any = onednn_linear()
@@ -167,8 +167,7 @@ def _for_onednn(weight: Tensor, dtype: torch.dtype, x: Tensor) -> Tensor:
     key, state = (id(weight), dtype), (weight._version, weight.data_ptr())
     known = _converted.get(key)
     if known is None or known[1] != state:
-        rows = x.numel() // x.shape[-1]
-        copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), rows)
+        copy = onednn_weight(weight.detach().to(dtype), x.numel() // x.shape[-1])
         known = _converted[key] = weight, state, copy
     return known[2]
 

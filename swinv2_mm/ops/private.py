@@ -114,9 +114,15 @@ def onednn_linear() -> Any:
     return getattr(torch.ops.mkldnn, '_linear_pointwise', None) if available else None
 
 
+def onednn_weight(weight: Tensor, rows: int) -> Tensor:
+    """Return a weight in the layout that `onednn_linear` prefers for inputs of `rows` rows."""
+    reorder = getattr(torch.ops.mkldnn, '_reorder_linear_weight', None)
+    return weight if reorder is None else reorder(weight, rows)
+
+
 @cache
 def is_intel() -> bool:
-    """Return whether the processor is one of Intel and torch has MKL, which is made for these."""
+    """Return whether this is an Intel processor and torch has MKL."""
     try:
         about = Path('/proc/cpuinfo').read_text(errors='replace')
     except OSError:  # not Linux

@@ -83,7 +83,7 @@ def _pool_average(input: Tensor, rois: Tensor, *settings: Any) -> Tensor:
     """Return the averages, (K, C, Ph, Pw), computed by the threads of torch on a CPU."""
     pool, threads = torch.ops.torchvision.roi_align, torch.get_num_threads()
     parts = rois.split(-(-len(rois) // (threads * _PARTS_PER_THREAD)))
-    if threads == 1 or len(parts) == 1 or input.is_cuda or is_observed(input, rois):
+    if threads == 1 or len(parts) == 1 or input.device.type != 'cpu' or is_observed(input, rois):
         return pool(input, rois, *settings)
 
     def of_part(part: Tensor) -> Tensor:
