@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import tempfile
@@ -241,9 +242,13 @@ def merge_options(cfg: Config, options: Sequence[str]) -> None:
                 f'--cfg-options {option}: expected KEY=VALUE, e.g. train_dataloader.batch_size=4.'
             )
         try:
-            merged[key] = DictAction._parse_iterable(value)
+            merged[key] = _parse(value)
         except AssertionError as error:
             raise SetupError(f'--cfg-options {option}: the brackets do not match.') from error
+        except (SyntaxError, ValueError, RecursionError) as error:
+            raise SetupError(
+                f'--cfg-options {option}: expected a value in Python, such as "[dict(type=\'EMAHook\', momentum=0.1)]".'
+            ) from error
     new = [key for key in merged if not _has(cfg, key)]
     used = {key: place for key in merged if (place := _used_already(cfg, key))}
     try:
@@ -256,6 +261,26 @@ def merge_options(cfg: Config, options: Sequence[str]) -> None:
         warn(
             f'--cfg-options {key} changes a variable whose value is already in {place}: change that.'
         )
+
+
+def _parse(text: str) -> Any:
+    """Return the value of an option: as mmengine's `DictAction`, which reads no dicts, or as a literal of Python.
+
+    In literals `dict(key=value)` is allowed, too.
+    """
+    has_dicts = '{' in text or 'dict(' in text
+    if not (has_dicts and text.startswith(('[', '(', '{', 'dict('))):
+        return DictAction._parse_iterable(text)
+
+    class Calls(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            if node.args or not isinstance(node.func, ast.Name) or node.func.id != 'dict':
+                return node
+            names: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
+            return ast.Dict(names, [keyword.value for keyword in node.keywords])
+
+    return ast.literal_eval(Calls().visit(ast.parse(text, mode='eval')))
 
 
 def _used_already(cfg: Config, key: str) -> str:

@@ -91,6 +91,9 @@ def test_a_config_that_cannot_run_says_why(tmp_path, text, message):
         ('=3', 'expected KEY=VALUE'),
         ('train_cfg.max_iters=[1,(2]', 'brackets do not match'),
         ('train_cfg.max_epochs.deeper=3', 'train_cfg.max_epochs.deeper=3'),
+        ("custom_hooks=[dict(type='EMAHook'", 'expected a value in Python'),
+        ("custom_hooks=[dict(type='EMAHook', momentum=open('x'))]", 'expected a value in Python'),
+        ('load_from=a(1,2).pth', 'expected a value in Python'),
     ],
 )
 def test_an_option_that_cannot_be_merged_is_named(detection_config, option, message):
@@ -113,6 +116,26 @@ def test_options_override_values_and_list_items(detection_config, capsys):
     warning = capsys.readouterr().out
     assert 'model.backbone.wiht_cp: not in the config so far' in warning
     assert 'batch_size' not in warning
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        (
+            "[dict(type='EMAHook', momentum=0.1), {'type': 'B'}]",
+            [{'type': 'EMAHook', 'momentum': 0.1}, {'type': 'B'}],
+        ),
+        (
+            "dict(type='A', sizes=[(1, 2), dict(a=None)])",
+            {'type': 'A', 'sizes': [(1, 2), {'a': None}]},
+        ),
+        ('{}', {}),
+        ('epoch_{}.pth', 'epoch_{}.pth'),
+        ('1,2', [1, 2]),
+    ],
+)
+def test_values_of_options(detection_config, text, value):
+    assert load_config(detection_config, [f'mine={text}']).mine == value
 
 
 def test_the_work_directory_defaults_to_the_name_of_the_config(

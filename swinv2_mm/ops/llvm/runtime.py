@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from typing import Any
 
 import torch
 
+from swinv2_mm.ops.llvm import objects
 from swinv2_mm.ops.optional import unusable
 from swinv2_mm.ops.private import parallel_region
 
@@ -50,19 +52,24 @@ _engines: list[Any] = []  # the owners of the machine code
 
 
 def compile_function(module: Any) -> int:
-    """Compile an `ir.Module` and return the address of the function with the name of the module."""
+    """Compile an `ir.Module`, or load it from disk, and return the address of the function with its name."""
     binding = _compiler()
-    parsed = binding.parse_assembly(str(module))
+    text = str(module)
+    parsed = binding.parse_assembly(text)
     parsed.verify()
     features = binding.get_host_cpu_features()
     if lanes() == 8:
         features.update({name: False for name in features if name.startswith('avx512')})
-    machine = binding.Target.from_default_triple().create_target_machine(
-        cpu=binding.get_host_cpu_name(), features=features.flatten(), opt=3, jit=True
-    )
-    builder = binding.create_pass_builder(machine, binding.PipelineTuningOptions(speed_level=2))
-    builder.getModulePassManager().run(parsed, builder)
+    target = {'cpu': binding.get_host_cpu_name(), 'features': features.flatten(), 'opt': 3}
+    machine = binding.Target.from_default_triple().create_target_machine(**target, jit=True)
+    about = repr((text, machine.triple, target, binding.llvm_version_info))
+    key = hashlib.sha256(about.encode()).hexdigest()
+    code = objects.load(key)
+    if code is None:
+        builder = binding.create_pass_builder(machine, binding.PipelineTuningOptions(speed_level=2))
+        builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
+    engine.set_object_cache(lambda _, made: objects.store(key, made), lambda _: code)
     engine.finalize_object()
     _engines.append(engine)
     return engine.get_function_address(module.name)
