@@ -200,6 +200,8 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     try:
         results = json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f'{path} does not exist') from error
     except ValueError as error:
         raise ValueError(f'{path} is not a json file: {error}') from error
     if not isinstance(results, dict) or not {'header', 'rows', 'failed'} <= set(results):

@@ -117,7 +117,9 @@ class _Run:
         threads = args.threads or torch.get_num_threads()
         settings = {key: getattr(args, key) for key in ('rounds', 'min_time', 'timeout')}
         settings |= {'flops': METHOD, 'absent': absent}
-        command = shlex.join(['python', *sys.argv])
+        tool, *options = sys.argv
+        tool = tool if tool.startswith('swinv2-mm ') else shlex.join(['python', tool])
+        command = f'{tool} {shlex.join(options)}'
         self.results = Results(make_header(command, settings, threads, args.device), args.json)
         self.pool = Pool(threads, args.device, args.timeout)
         weights = write_weights(args.arch, self.pool.folder / 'weights.pth')

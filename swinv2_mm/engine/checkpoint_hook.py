@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -81,6 +82,13 @@ class AtomicCheckpointHook(CheckpointHook):
     invalid = 0
     """How often in a row the weights were not saved."""
     _batch: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:  # otherwise a wrong name is an error at the first checkpoint
+            inspect.signature(Runner.save_checkpoint).bind_partial(**self.args)
+        except TypeError as error:
+            raise TypeError(f'{type(self).__name__} {error}') from None
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint of a resumed run."""

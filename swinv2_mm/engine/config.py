@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ from swinv2_mm_cli import find_config
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 _AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
 _RUNTIME = '_base_/default_runtime.py'
+_DICT = re.compile(
+    r"""\bdict\(\s*\w+\s*=|\{\s*['"]|^\s*(\{\}|dict\(\))\s*$"""
+)  # other braces: '{}.pth'
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Config:
@@ -245,7 +249,7 @@ def merge_options(cfg: Config, options: Sequence[str]) -> None:
             merged[key] = _parse(value)
         except AssertionError as error:
             raise SetupError(f'--cfg-options {option}: the brackets do not match.') from error
-        except (SyntaxError, ValueError, RecursionError) as error:
+        except (SyntaxError, TypeError, ValueError, RecursionError) as error:
             raise SetupError(
                 f'--cfg-options {option}: expected a value in Python, such as "[dict(type=\'EMAHook\', momentum=0.1)]".'
             ) from error
@@ -268,19 +272,19 @@ def _parse(text: str) -> Any:
 
     In literals `dict(key=value)` is allowed, too.
     """
-    has_dicts = '{' in text or 'dict(' in text
-    if not (has_dicts and text.startswith(('[', '(', '{', 'dict('))):
+    if not text.lstrip().startswith(('[', '(', '{', 'dict(')) or not _DICT.search(text):
         return DictAction._parse_iterable(text)
 
     class Calls(ast.NodeTransformer):
         def visit_Call(self, node: ast.Call) -> ast.AST:
             self.generic_visit(node)
-            if node.args or not isinstance(node.func, ast.Name) or node.func.id != 'dict':
+            names = [keyword.arg for keyword in node.keywords]
+            is_dict = isinstance(node.func, ast.Name) and node.func.id == 'dict'
+            if not is_dict or node.args or None in names:
                 return node
-            names: list[ast.expr | None] = [ast.Constant(keyword.arg) for keyword in node.keywords]
-            return ast.Dict(names, [keyword.value for keyword in node.keywords])
+            return ast.Dict([*map(ast.Constant, names)], [word.value for word in node.keywords])
 
-    return ast.literal_eval(Calls().visit(ast.parse(text, mode='eval')))
+    return ast.literal_eval(Calls().visit(ast.parse(text.strip(), mode='eval')))
 
 
 def _used_already(cfg: Config, key: str) -> str:

@@ -194,7 +194,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def find_outside_cause(error: BaseException) -> str | None:
-    """Return a sentence about an error that comes from the file system and not from the program."""
+    """Return a sentence about an error that comes from the file system or the config and not from the program."""
     log = log_file()
     if log and (not Path(log).is_file() or _lost_folder(error, Path(log).parent)):
         return f'The work directory {Path(log).parents[1]} was removed or unmounted during the run.'
@@ -205,7 +205,25 @@ def find_outside_cause(error: BaseException) -> str | None:
             f'{error.filename or "A file"} cannot be written ({error.strerror}); earlier checkpoints are unchanged: '
             'free space, then continue with --resume.'
         )
+    if _has_wrong_key(error):
+        return (
+            f'The config has a wrong key: {_message(error)}. A config keeps the keys of the dict that '
+            'it inherits: _delete_=True replaces it, as in '
+            "backbone=dict(_delete_=True, type='swinv2_mm.SwinTransformerV2')."
+        )
     return None
+
+
+def _has_wrong_key(error: BaseException) -> bool:
+    """Return whether mmengine has passed a class an argument from the config that it does not take."""
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if not isinstance(error, TypeError) or found is None:
+        return False
+    return any(
+        'mmengine' in Path(frame.f_code.co_filename).parts
+        and any(isinstance(value, dict) and found[1] in value for value in frame.f_locals.values())
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 def _lost_folder(error: BaseException, run: Path) -> bool:

@@ -51,18 +51,21 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     """Return a context in which matrix products and convolutions of a device run in fp32, bf16 or fp16.
 
     Raises:
-        SetupError: The device cannot.
+        SetupError: The device cannot, or there is no such precision.
     """
+    dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+    if precision not in dtypes:
+        raise SetupError(f'precision {precision!r}: expected {", ".join(dtypes)}.')
     if precision == 'fp32':
         return nullcontext()
     if precision == 'fp16' and device.type == 'cpu':
-        raise SetupError('--precision fp16 is for GPUs: use bf16 on a CPU.')
+        raise SetupError('precision fp16 is for GPUs: use bf16 on a CPU.')
     if device.type == 'cpu' and not torch.backends.cpu.get_cpu_capability().startswith('AVX512'):
         warn('this processor has no bf16 products: bf16 takes many times as long as fp32')
     try:
-        return torch.autocast(device.type, dict(bf16=torch.bfloat16, fp16=torch.float16)[precision])
+        return torch.autocast(device.type, dtypes[precision])
     except RuntimeError as error:
-        raise SetupError(f'--precision {precision} on {device}: {error}') from error
+        raise SetupError(f'precision {precision} on {device}: {error}') from error
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -43,16 +43,11 @@ class TrainingRunner(ShardingRunner):
         return logger
 
     def build_model(self, model: Any) -> nn.Module:
-        """Build the model; arguments that its parts do not take or refuse are mistakes in the config."""
+        """Build the model; arguments that its parts refuse are mistakes in the config."""
         try:
             return super().build_model(model)
         except (TypeError, ValueError) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            if 'unexpected keyword argument' in str(error) and _is_building(frames[-1]):
-                raise SetupError(
-                    f'The model cannot be built: {error}. A config keeps the keys of the dict that it inherits: '
-                    "_delete_=True replaces it, as in backbone=dict(_delete_=True, type='swinv2_mm.SwinTransformerV2')."
-                ) from error
             if (
                 any(_is_building(frame) for frame in frames)
                 and _PACKAGE in Path(frames[-1].filename).parents

@@ -9,13 +9,14 @@ On Intel processors MKL is faster in training, and oneDNN in inference, where it
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from swinv2_mm.ops.execution import (
     differentiates_plainly,
@@ -137,16 +138,17 @@ class _OneDnnLinear(torch.autograd.Function):
 
 _lock = threading.Lock()
 _contexts = 0
-_converted: dict[tuple[int, torch.dtype], tuple[Tensor, tuple[int, int], Tensor]] = {}
-"""By identity and dtype: a weight, its version and address at the time, and its copy."""
+_Copy = tuple[Tensor, int, Tensor]
+_converted: MutableMapping[Tensor, dict[torch.dtype, _Copy]] = WeakTensorKeyDictionary()
+"""By weight and dtype: an alias, so that no other weight gets its memory; its version; its copy."""
 
 
 @contextmanager
 def constant_weights() -> Iterator[None]:
     """Convert weights of linear layers for oneDNN once, and keep these copies until the end of the context.
 
-    For inference on a CPU with AVX-512, in fp32 or bf16. Do not change weights through `.data` inside; other changes
-    are noticed. Contexts may be nested, and threads share the copies.
+    For inference on a CPU with AVX-512, in fp32 or bf16. Do not train inside: changes by fused optimizers and through
+    `.data` are not noticed, others are. Contexts may be nested, and threads share the copies.
     """
     global _contexts
     with _lock:
@@ -164,12 +166,16 @@ def _for_onednn(weight: Tensor, dtype: torch.dtype, x: Tensor) -> Tensor:
     """Return a weight in `dtype`; inside of `constant_weights`, in the layout of oneDNN for `x`."""
     if not _contexts or type(weight) is not nn.Parameter or weight.is_inference():
         return weight.to(dtype)
-    key, state = (id(weight), dtype), (weight._version, weight.data_ptr())
-    known = _converted.get(key)
-    if known is None or known[1] != state:
-        copy = onednn_weight(weight.detach().to(dtype), x.numel() // x.shape[-1])
-        known = _converted[key] = weight, state, copy
-    return known[2]
+    with _lock:
+        known = _converted.get(weight, {}).get(dtype)
+    if known and known[0].data_ptr() == weight.data_ptr() and known[1] == weight._version:
+        return known[2]
+    alias, version = weight.detach(), weight._version
+    copy = onednn_weight(alias.to(dtype), x.numel() // x.shape[-1])
+    with _lock:
+        if _contexts:  # another thread may have ended the last one
+            _converted.setdefault(weight, {})[dtype] = alias, version, copy
+    return copy
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:

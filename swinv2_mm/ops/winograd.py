@@ -6,8 +6,7 @@ kernels are transformed, multiplied channel by channel as 36 matrix products, an
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -28,9 +27,9 @@ _KERNEL = (
     (1 / 24, 1 / 12, 1 / 6), (1 / 24, -1 / 12, 1 / 6), (0, 0, 1),
 )  # fmt: skip
 _TILES = 128  # at a time: as many as stay in the cache
+_BAND = 2**22  # numbers of a map that are copied to channels-last memory at a time
 
 Matrix = tuple[tuple[float, ...], ...]
-Transform = Callable[..., None]
 
 
 def _both_sides(matrix: Any) -> Tensor:
@@ -42,98 +41,129 @@ def _both_sides(matrix: Any) -> Tensor:
 _KERNELS = _both_sides(_KERNEL)  # (36, 9)
 
 
-def _chunks(x: Tensor, *channels: int) -> Iterator[tuple[Transform, list[Tensor]]]:
-    """Yield, for some of the tiles of maps (B, H, W, C) at a time, a function that transforms them, and memory.
+def _bands(x: Tensor, channels: int) -> Iterator[tuple[slice, slice, slice, int]]:
+    """Yield images and rows of maps (B, C, H, W) that are processed together: whole maps, or rows of one.
 
-    Memory is (36, tiles, C) for each number of channels.
+    With them the rows that their tiles read, and the number of tiles in these rows before the first tile.
     """
-    images, height, width = x.shape[:3]
-    rows, columns = -(-height // 4), -(-width // 4)
-    total = images * rows * columns
-    buffers = [x.new_empty(36 * min(total, _TILES) * number) for number in channels]
+    images, _, height, width = x.shape
+    columns, rows = -(-width // 4), max(1, _BAND // (4 * width * channels))
+    if 4 * rows >= height:
+        together = max(1, _BAND // (height * width * channels))
+        for first in range(0, images, together):
+            yield slice(first, first + together), slice(height), slice(height), 0
+        return
+    for image in range(images):
+        for top in range(0, height, 4 * rows):
+            bottom, above = min(top + 4 * rows, height), 4 * (top > 0)
+            around = slice(top - above, min(bottom + 1, height))
+            yield slice(image, image + 1), slice(top, bottom), around, above // 4 * columns
+
+
+def _strip(maps: Tensor, images: slice, rows: slice, is_output: bool = False) -> Tensor:
+    """Return rows of maps (B, C, H, W) as contiguous (b, h, W, C): a copy if necessary, or memory if `is_output`."""
+    part = maps[images, :, rows].permute(0, 2, 3, 1)
+    if part.is_contiguous():
+        return part
+    strip = torch.empty(part.shape, dtype=part.dtype, device='cpu')
+    if not is_output:
+        _transpose(maps[images, :, rows].flatten(2), strip.flatten(1, 2))
+    return strip
+
+
+def _chunks(strip: Tensor, memory: list[Tensor]) -> Iterator[tuple[int, list[Tensor]]]:
+    """Yield the first of at most `_TILES` tiles of a strip, and memory for them, each (36, tiles, C)."""
+    total = len(strip) * -(-strip.shape[1] // 4) * -(-strip.shape[2] // 4)
     for start in range(0, total, _TILES):
         count = min(_TILES, total - start)
-        tiles = start, count, rows, columns, height, width
-        parts = [
-            buffer[: 36 * count * number].view(36, count, number)
-            for buffer, number in zip(buffers, channels)
-        ]
-        yield functools.partial(_transform, tiles), parts
+        yield start, [flat[: 36 * count].view(36, count, -1) for flat in memory]
+
+
+def _memory(x: Tensor, *channels: int) -> list[Tensor]:
+    tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
+    return [x.new_empty(36 * min(tiles, _TILES), number) for number in channels]
 
 
 def _transform(
-    tiles: tuple[int, ...],
     matrix: Matrix,
-    maps: Tensor,
-    transformed: Tensor,
+    strip: Tensor,
+    first: int,
+    tiles: Tensor,
     outside: Tensor,
     bias: Tensor | None = None,
 ) -> None:
-    """Transform tiles of `maps`; with a bias, transform to tiles of `maps`. See `winograd_kernel.ARGUMENTS`."""
+    """Transform tiles of a strip; with a bias, transform to tiles of it. See `winograd_kernel.ARGUMENTS`."""
     from swinv2_mm.ops.llvm import winograd_kernel
 
     offset = -1 if matrix is _INPUT else 0
     kernel = winograd_kernel.transform(matrix, offset, bias is not None, runtime.lanes())
     counter = torch.zeros(1, dtype=torch.int64, device='cpu')
-    tensors = maps, transformed, outside, outside if bias is None else bias, counter
-    threads = min(torch.get_num_threads(), -(-tiles[1] // winograd_kernel.TILES))
-    runtime.run(kernel, [*(x.data_ptr() for x in tensors), *tiles, maps.shape[-1]], threads)
+    tensors = strip, tiles, outside, outside if bias is None else bias, counter
+    height, width, channels = strip.shape[1:]
+    count = tiles.shape[1]
+    numbers = first, count, -(-height // 4), -(-width // 4), height, width, channels
+    threads = min(torch.get_num_threads(), -(-count // winograd_kernel.TILES))
+    runtime.run(kernel, [*(x.data_ptr() for x in tensors), *numbers], threads)
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve (B, H, W, C_in) with (C_out, C_in, 3, 3) to (B, C_out, H, W) in channels-last memory."""
-    outputs, inputs = weight.shape[:2]
-    kernels = (_KERNELS @ weight.reshape(-1, 9).t()).view(36, outputs, inputs).transpose(1, 2)
-    shape = x.shape[0], outputs, *x.shape[1:3]
-    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last, device='cpu')
-    bias = x.new_zeros(outputs) if bias is None else bias.contiguous()
-    zeros, dropped = x.new_zeros(inputs), x.new_empty(outputs)
-    for transform, (of_x, of_y) in _chunks(x, inputs, outputs):
-        transform(_INPUT, x, of_x, zeros)
-        torch.bmm(of_x, kernels, out=of_y)
-        transform(_OUTPUT, y.permute(0, 2, 3, 1), of_y, dropped, bias)
-    return y
-
-
-def _kernel_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of the kernel, (C_out, C_in, 3, 3), of (B, H, W, C_out) and (B, H, W, C_in)."""
-    outputs, inputs = grad.shape[-1], x.shape[-1]
-    sums = x.new_zeros(36, outputs, inputs)
-    zeros = x.new_zeros(max(inputs, outputs))
-    for transform, (of_x, of_y) in _chunks(x, inputs, outputs):
-        transform(_INPUT, x, of_x, zeros)
-        transform(_OUTPUT_GRADIENT, grad, of_y, zeros)
-        sums.baddbmm_(of_y.transpose(1, 2), of_x)
-    return (_KERNELS.t() @ sums.view(36, -1)).t().reshape(outputs, inputs, 3, 3)
-
-
-def _transpose(x: Tensor, out: Tensor, rows: int, columns: int) -> Tensor:
-    """Copy `x` to a tensor of the same shape whose memory is that of `x` transposed, (B, rows, columns)."""
+def _transpose(x: Tensor, out: Tensor) -> None:
+    """Copy `(B, rows, columns)` to `(B, columns, rows)`; the last axes are contiguous."""
     from swinv2_mm.ops.llvm import winograd_kernel
 
-    if min(rows, columns) < runtime.lanes():
-        return out.copy_(x)
+    if min(x.shape[1:]) < runtime.lanes():
+        out.copy_(x.transpose(1, 2))
+        return
     counter = torch.zeros(1, dtype=torch.int64, device='cpu')
-    arguments = [*(tensor.data_ptr() for tensor in (x, out, counter)), len(x), rows, columns]
+    arguments = [*(tensor.data_ptr() for tensor in (x, out, counter)), *x.shape]
+    arguments += [*x.stride()[:2], *out.stride()[:2]]
     runtime.run(winograd_kernel.transpose(runtime.lanes()), arguments, torch.get_num_threads())
-    return out
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """Return (B, C, H, W) as contiguous (B, H, W, C)."""
-    if x.is_contiguous():
-        pixels = x.shape[2] * x.shape[3]
-        out = torch.empty_like(x, memory_format=torch.channels_last)
-        x = _transpose(x, out, x.shape[1], pixels)
-    return x.permute(0, 2, 3, 1).contiguous()
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    return x if _is_channels_last(x) else x.contiguous()
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve (B, C_in, H, W) with (C_out, C_in, 3, 3), without gradients; the layout of memory is that of `x`."""
-    y = _convolve(_channels_last(x), weight, bias)
-    if not x.is_contiguous():
-        return y
-    return _transpose(y, x.new_empty(y.shape), y.shape[2] * y.shape[3], y.shape[1])
+    x = _in_memory_order(x)
+    outputs, inputs = weight.shape[:2]
+    kernels = (_KERNELS @ weight.reshape(-1, 9).t()).view(36, outputs, inputs).transpose(1, 2)
+    layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+    shape = len(x), outputs, *x.shape[2:]
+    y = torch.empty(shape, dtype=x.dtype, memory_format=layout, device='cpu')
+    bias = x.new_zeros(outputs) if bias is None else bias.contiguous()
+    zeros, dropped = x.new_zeros(inputs), x.new_empty(outputs)
+    memory = _memory(x, inputs, outputs)
+    for images, rows, around, first in _bands(x, max(inputs, outputs)):
+        of_map, to_map = _strip(x, images, around), _strip(y, images, rows, is_output=True)
+        for start, (of_x, of_y) in _chunks(to_map, memory):
+            _transform(_INPUT, of_map, first + start, of_x, zeros)
+            torch.bmm(of_x, kernels, out=of_y)
+            _transform(_OUTPUT, to_map, start, of_y, dropped, bias)
+        place = y[images, :, rows]
+        if to_map.data_ptr() != place.data_ptr():
+            _transpose(to_map.flatten(1, 2), place.flatten(2))
+    return y
+
+
+def _kernel_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """Return the gradient of the kernel, (C_out, C_in, 3, 3), of (B, C_out, H, W) and (B, C_in, H, W)."""
+    grad, x = _in_memory_order(grad), _in_memory_order(x)
+    outputs, inputs = grad.shape[1], x.shape[1]
+    sums = x.new_zeros(36, outputs, inputs)
+    zeros = x.new_zeros(max(inputs, outputs))
+    memory = _memory(x, inputs, outputs)
+    for images, rows, around, first in _bands(x, max(inputs, outputs)):
+        of_map, of_grad = _strip(x, images, around), _strip(grad, images, rows)
+        for start, (of_x, of_y) in _chunks(of_grad, memory):
+            _transform(_INPUT, of_map, first + start, of_x, zeros)
+            _transform(_OUTPUT_GRADIENT, of_grad, start, of_y, zeros)
+            sums.baddbmm_(of_y.transpose(1, 2), of_x)
+    return (_KERNELS.t() @ sums.view(36, -1)).t().reshape(outputs, inputs, 3, 3)
 
 
 class _Convolution(torch.autograd.Function):
@@ -155,7 +185,7 @@ class _Convolution(torch.autograd.Function):
             if wanted[0]:
                 of_x = convolve(grad, weight.flip(2, 3).transpose(0, 1), None)
             if wanted[1]:
-                of_weight = _kernel_gradient(_channels_last(grad), _channels_last(x))
+                of_weight = _kernel_gradient(grad, x)
         if ctx.needs_input_grad[2]:
             of_bias = grad.sum((0, 2, 3))
         return of_x, of_weight, of_bias

@@ -93,6 +93,8 @@ def test_a_config_that_cannot_run_says_why(tmp_path, text, message):
         ('train_cfg.max_epochs.deeper=3', 'train_cfg.max_epochs.deeper=3'),
         ("custom_hooks=[dict(type='EMAHook'", 'expected a value in Python'),
         ("custom_hooks=[dict(type='EMAHook', momentum=open('x'))]", 'expected a value in Python'),
+        ("custom_hooks=[{'type': 'A', []: 1}]", 'expected a value in Python'),
+        ("custom_hooks=[dict(type='A', **3)]", 'expected a value in Python'),
         ('load_from=a(1,2).pth', 'expected a value in Python'),
     ],
 )
@@ -130,7 +132,10 @@ def test_options_override_values_and_list_items(detection_config, capsys):
             {'type': 'A', 'sizes': [(1, 2), {'a': None}]},
         ),
         ('{}', {}),
+        ('[dict()]', ['dict()']),
         ('epoch_{}.pth', 'epoch_{}.pth'),
+        ('{}.pth', '{}.pth'),
+        ('[{}.jpg,{:06d}.png]', ['{}.jpg', '{:06d}.png']),
         ('1,2', [1, 2]),
     ],
 )

@@ -67,6 +67,21 @@ def test_a_damaged_file_is_replaced(folder, stored, damage):
     assert file.read_bytes() == content
 
 
+def test_a_file_under_the_name_of_another_is_not_used(folder):
+    objects.store('one', b'1')
+    objects.store('two', b'2')
+    (folder / 'one').rename(folder / 'two')
+    assert objects.load('one') is None and objects.load('two') is None
+
+
+def test_what_cannot_be_written_leaves_nothing(folder):
+    objects.store('kernel', b'1')
+    (folder / 'other').mkdir()
+    objects.store('other', b'2')
+    assert {path.name for path in folder.iterdir()} == {'kernel', 'other'}
+    assert objects.load('other') is None
+
+
 @pytest.mark.parametrize('obstacle', ['a file', 'writable by others', 'no home'])
 def test_without_a_folder_kernels_are_compiled(folder, stored, monkeypatch, obstacle):
     if obstacle == 'a file':

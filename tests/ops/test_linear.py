@@ -115,6 +115,40 @@ def test_constant_weights_are_converted_once(shape, dtype):
     torch.testing.assert_close(x.grad, weight.detach().sum(0).expand_as(x), rtol=1e-4, atol=1e-3)
 
 
+def test_copies_follow_their_weights():
+    layer, x = nn.Linear(96, 64), torch.randn(100, 96)
+    copies = linear_module._converted
+    with torch.no_grad(), constant_weights():
+        for convert in (nn.Module.bfloat16, nn.Module.float, nn.Module.half, nn.Module.float):
+            convert(layer)  # the memory of the weight before must not be used again
+            if layer.weight.dtype == torch.float32:
+                expected = F.linear(x, layer.weight, layer.bias)
+                torch.testing.assert_close(linear(x, layer.weight, layer.bias), expected)
+            elif layer.weight.dtype == torch.bfloat16:
+                linear(x.bfloat16(), layer.weight, layer.bias)
+        if keeps_weights(x, layer.weight):
+            assert len(copies) == 1
+        del layer
+        assert not copies
+
+
+def test_a_copy_made_after_the_end_of_the_context_is_not_kept(monkeypatch):
+    weight, x, context = nn.Parameter(torch.randn(64, 96)), torch.randn(100, 96), constant_weights()
+    convert = linear_module.onednn_weight
+
+    def slow(*given):
+        context.__exit__(None, None, None)  # as another thread may
+        return convert(*given)
+
+    monkeypatch.setattr(linear_module, 'onednn_weight', slow)
+    context.__enter__()
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+    if not keeps_weights(x, weight):
+        context.__exit__(None, None, None)
+    assert not linear_module._converted and not linear_module._contexts
+
+
 def keeps_weights(x, weight):
     return takes_onednn_in_bf16(x, weight) or (
         takes_onednn(x, weight) and torch.backends.cpu.get_cpu_capability() == 'AVX512'

@@ -37,7 +37,7 @@ def test_outputs_and_gradients_equal_those_of_torch(size, bias, monkeypatch):
     conv = layer(bias=bias)
     called = []
     monkeypatch.setattr(
-        winograd, '_convolve', lambda *given, f=winograd._convolve: called.append(1) or f(*given)
+        winograd, 'convolve', lambda *given, f=winograd.convolve: called.append(1) or f(*given)
     )
     x = torch.randn(2, 32, *size, requires_grad=True)
     y = conv(x)
@@ -63,12 +63,43 @@ def test_the_layout_of_memory_is_that_of_the_input():
     assert torch.equal(y, conv(x))
 
 
-@pytest.mark.parametrize('shape', [(2, 16, 7, 10), (1, 131, 1, 16), (3, 64, 8, 8), (2, 3, 9, 1)])
-def test_channels_last_memory(shape):
-    x = torch.randn(shape)
-    last = winograd._channels_last(x)
-    assert last.is_contiguous()
-    assert torch.equal(last, x.permute(0, 2, 3, 1))
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('numbers', [1, 6000, 20000, 10**6])
+def test_a_few_rows_at_a_time_give_the_same(numbers, layout, monkeypatch):
+    """One row of tiles, more, whole maps, and several maps."""
+    conv, x = layer(), torch.randn(3, 32, 37, 42).contiguous(memory_format=layout).requires_grad_()
+    results = []
+    for band in (winograd._BAND, numbers):
+        monkeypatch.setattr(winograd, '_BAND', band)
+        y = conv(x)
+        assert y.is_contiguous(memory_format=layout)
+        grads = torch.autograd.grad(y.sin().sum(), [x, *conv.parameters()])
+        results.append([y, *grads])
+    for value, expected in zip(*results):
+        assert_near(value, expected.double())
+    assert torch.equal(results[0][0], results[1][0])
+
+
+def test_views_of_larger_maps():
+    conv, x = layer(), torch.randn(2, 40, 50, 60)
+    part = x[:, 4:36, 3:, 5:49]
+    assert_near(
+        conv(part), F.conv2d(part.double(), conv.weight.double(), conv.bias.double(), padding=1)
+    )
+    grad = torch.ones(()).expand(2, 48, 47, 44)  # strides of zero
+    given = torch.autograd.grad(conv(part), conv.weight, grad)[0]
+    wide = conv.weight.detach().double().requires_grad_()
+    expected = torch.autograd.grad(F.conv2d(part.double(), wide, padding=1), wide, grad.double())[0]
+    assert_near(given, expected)
+
+
+@pytest.mark.parametrize('shape', [(2, 16, 70), (1, 131, 16), (3, 64, 64), (2, 3, 9)])
+def test_transpositions(shape):
+    x = torch.randn(shape[0] + 1, shape[1] + 3, shape[2] + 5)[1:, 2:-1, :-5]
+    out = torch.full((shape[0], shape[2], shape[1] + 2), 7.0)
+    winograd._transpose(x, out[..., :-2])
+    assert torch.equal(out[..., :-2], x.transpose(1, 2))
+    assert (out[..., -2:] == 7).all()
 
 
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])

@@ -68,15 +68,32 @@ def test_a_second_training_of_the_process_has_its_own_files_and_names_the_checkp
 @pytest.mark.parametrize(
     ('option', 'sentences'),
     [
-        ('model.backbone.depth=50', ["unexpected keyword argument 'depth'", '_delete_=True']),
         ('model.backbone.out_indices=(0,1,2,3,4)', ['out_indices']),
         ('model.backbone.window_size=0', ['window_size']),
     ],
 )
-def test_arguments_that_the_backbone_does_not_take(root, capsys, option, sentences):
+def test_arguments_that_the_backbone_refuses(root, capsys, option, sentences):
     line = refused(capsys, option)
     assert 'The model cannot be built' in line
     assert all(sentence in line for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.backbone.depth',
+        'optim_wrapper.optimizer.lrr',
+        'train_dataloader.batch_sise',
+        'train_dataloader.dataset.pipelin',
+        'default_hooks.checkpoint.intervall',
+        'param_scheduler.0.endd',
+        'visualizer.x',
+    ],
+)
+def test_keys_that_nothing_takes(root, capsys, key):
+    line = refused(capsys, f'{key}=50')
+    name = key.rpartition('.')[2]
+    assert f"unexpected keyword argument '{name}'" in line and '_delete_=True' in line
 
 
 @pytest.mark.parametrize('by_epoch', [False, True])

@@ -232,6 +232,9 @@ class SwinTransformerV2(BaseModule):
         for options in pretrained:
             load_pretrained(self, **options)
 
+    def _dump_init_info(self) -> None:
+        """Log nothing: mmengine would list every tensor, before `init_weights` loads the weights and reports them."""
+
     def retarget(self, windows: Sequence[Pair]) -> None:
         """Set the training windows by which the position bias divides its coordinates.
 

@@ -10,13 +10,13 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
+import threading
 from pathlib import Path
 
 import torch
 
 MOST_FILES = 64
-_DIGEST = hashlib.sha256().digest_size
+_DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 def _folder() -> Path | None:
@@ -34,7 +34,7 @@ def _folder() -> Path | None:
 
 
 def load(key: str) -> bytes | None:
-    """Return the machine code that was stored; `None` if there is none, or if the file is damaged."""
+    """Return the machine code that was stored; `None` if there is none, or the file is damaged or another kernel's."""
     folder = _folder()
     if folder is None:
         return None
@@ -42,8 +42,12 @@ def load(key: str) -> bytes | None:
         content = (folder / key).read_bytes()
     except OSError:
         return None
-    digest, code = content[:_DIGEST], content[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    digest, code = content[:_DIGEST_SIZE], content[_DIGEST_SIZE:]
+    return code if _digest(key, code) == digest else None
+
+
+def _digest(key: str, code: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + code).digest()
 
 
 def store(key: str, code: bytes) -> None:
@@ -55,6 +59,9 @@ def store(key: str, code: bytes) -> None:
         files = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in files[MOST_FILES - 1 :]:
             old.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix='.', delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, folder / key)
+        part = folder / f'.{key}.{os.getpid()}.{threading.get_ident()}'
+        try:
+            part.write_bytes(_digest(key, code) + code)
+            os.replace(part, folder / key)
+        finally:
+            part.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from swinv2_mm.ops.private import parallel_region
 
 # fp32 numbers per vector, by the instruction set that torch uses.
 LANES = {'AVX2': 8, 'AVX512': 16}
+_TUNING = {'speed_level': 2}
 
 
 @functools.cache
@@ -62,11 +63,11 @@ def compile_function(module: Any) -> int:
         features.update({name: False for name in features if name.startswith('avx512')})
     target = {'cpu': binding.get_host_cpu_name(), 'features': features.flatten(), 'opt': 3}
     machine = binding.Target.from_default_triple().create_target_machine(**target, jit=True)
-    about = repr((text, machine.triple, target, binding.llvm_version_info))
+    about = repr((text, machine.triple, target, _TUNING, binding.llvm_version_info))
     key = hashlib.sha256(about.encode()).hexdigest()
     code = objects.load(key)
     if code is None:
-        builder = binding.create_pass_builder(machine, binding.PipelineTuningOptions(speed_level=2))
+        builder = binding.create_pass_builder(machine, binding.PipelineTuningOptions(**_TUNING))
         builder.getModulePassManager().run(parsed, builder)
     engine = binding.create_mcjit_compiler(parsed, machine)
     engine.set_object_cache(lambda _, made: objects.store(key, made), lambda _: code)

@@ -22,7 +22,11 @@ ARGUMENTS = (
     'height', 'width', 'channels',
 )  # fmt: skip
 ROWS = 64  # of a task of the transposition
-TRANSPOSE_ARGUMENTS = '*x', '*out', '*counter', 'batch', 'rows', 'columns'
+TRANSPOSE_ARGUMENTS = (
+    '*x', '*out', '*counter',  # (batch, rows, columns), (batch, columns, rows), 0
+    'batch', 'rows', 'columns',
+    'x_matrix', 'x_row', 'out_matrix', 'out_row',  # strides
+)  # fmt: skip
 Matrix = tuple[tuple[float, ...], ...]
 
 
@@ -118,8 +122,12 @@ def transpose(lanes: int) -> int:
     blocks = builder.sdiv(builder.add(rows, emit.integer(ROWS - 1)), emit.integer(ROWS))
     last_row, last_column = (builder.sub(size, emit.integer(lanes)) for size in (rows, columns))
     with emit.tasks(emit.arguments['counter'], emit.muls(blocks, emit.arguments['batch'])) as task:
-        matrix = emit.muls(builder.sdiv(task, blocks), rows, columns)
-        x, out = (emit.at(emit.arguments[name], matrix) for name in ('x', 'out'))
+        matrix = builder.sdiv(task, blocks)
+        x, out = (
+            emit.at(emit.arguments[name], emit.muls(matrix, emit.arguments[f'{name}_matrix']))
+            for name in ('x', 'out')
+        )
+        x_row, out_row = emit.arguments['x_row'], emit.arguments['out_row']
         start = emit.muls(builder.srem(task, blocks), emit.integer(ROWS))
         stop = emit.smaller_int(builder.add(start, emit.integer(ROWS)), rows)
         with emit.loop(zero, columns, lanes) as (column, _):
@@ -127,8 +135,8 @@ def transpose(lanes: int) -> int:
             with emit.loop(start, stop, lanes) as (row, _):
                 row = emit.smaller_int(row, last_row)
                 lines = [builder.add(row, emit.integer(i)) for i in range(lanes)]
-                values = [emit.load_vector(x, emit.muls(line, columns), column) for line in lines]
+                values = [emit.load_vector(x, emit.muls(line, x_row), column) for line in lines]
                 for i, value in enumerate(emit.transpose(values)):
                     line = builder.add(column, emit.integer(i))
-                    emit.store(value, out, emit.muls(line, rows), row)
+                    emit.store(value, out, emit.muls(line, out_row), row)
     return compile_function(emit.module)

@@ -6,6 +6,7 @@ regions are divided among threads. Their gradient is also not deterministic on a
 Shape legend: B images, C channels, H W feature height and width, K regions, (Ph, Pw) bins of a region.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -83,7 +84,13 @@ def _pool_average(input: Tensor, rois: Tensor, *settings: Any) -> Tensor:
     """Return the averages, (K, C, Ph, Pw), computed by the threads of torch on a CPU."""
     pool, threads = torch.ops.torchvision.roi_align, torch.get_num_threads()
     parts = rois.split(-(-len(rois) // (threads * _PARTS_PER_THREAD)))
-    if threads == 1 or len(parts) == 1 or input.device.type != 'cpu' or is_observed(input, rois):
+    if (
+        threads == 1
+        or len(parts) == 1
+        or input.device.type != 'cpu'
+        or is_observed(input, rois)
+        or not threading.main_thread().is_alive()  # Python starts no executor any more
+    ):
         return pool(input, rois, *settings)
 
     def of_part(part: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -259,3 +261,18 @@ def test_deterministic_algorithms_are_respected():
             assert all(torch.equal(a, b) for a, b in zip(first, second))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_thread_that_outlives_the_main_one():
+    code = (
+        'import threading, time, torch\n'
+        'from swinv2_mm.ops.mmcv_ext.roi_align import _pool_average\n'
+        'torch.set_num_threads(2)\n'
+        'rois = torch.tensor([[0.0, 1, 1, 9, 9]]).repeat(100, 1)\n'
+        'def late():\n'
+        '    threading.main_thread().join()\n'
+        '    print(_pool_average(torch.ones(1, 2, 16, 16), rois, 1.0, 2, 2, 0, True).mean().item())\n'
+        'threading.Thread(target=late).start()\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == '1.0\n', done.stderr
