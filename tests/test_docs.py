@@ -71,10 +71,13 @@ def test_the_features_example_runs():
 
 def test_the_examples_of_the_backbone_page_run():
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/backbone.md').read_text(), re.DOTALL)
-    assert len(blocks) == 2
-    exec(compile(blocks[0], 'docs/backbone.md', 'exec'), {})
-    assert "with torch.device('meta')" in blocks[1]
-    small = blocks[1].replace("'giant'", 'dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)')
+    assert len(blocks) == 3
+    names = {'images': torch.randn(1, 3, 64, 64)}
+    for block in blocks[:2]:
+        exec(compile(block, 'docs/backbone.md', 'exec'), names)
+    assert names['maps'][0].isfinite().all()
+    assert "with torch.device('meta')" in blocks[2]
+    small = blocks[2].replace("'giant'", 'dict(embed_dims=8, depths=[1] * 4, num_heads=[1] * 4)')
     names = {'torch': torch, 'SwinTransformerV2': SwinTransformerV2}
     exec(compile(small, 'docs/backbone.md', 'exec'), names)
     assert names['backbone'](torch.randn(1, 3, 9, 9))[0].isfinite().all()
