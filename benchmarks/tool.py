@@ -119,7 +119,7 @@ class _Run:
         settings |= {'flops': METHOD, 'absent': absent}
         tool, *options = sys.argv
         tool = tool if tool.startswith('swinv2-mm ') else shlex.join(['python', tool])
-        command = f'{tool} {shlex.join(options)}'
+        command = f'{tool} {shlex.join(options)}'.rstrip()
         self.results = Results(make_header(command, settings, threads, args.device), args.json)
         self.pool = Pool(threads, args.device, args.timeout)
         weights = write_weights(args.arch, self.pool.folder / 'weights.pth')

@@ -24,9 +24,8 @@ from swinv2_mm_cli import find_config
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 _AUTOCAST = 'swinv2_mm.AutocastOptimWrapper'
 _RUNTIME = '_base_/default_runtime.py'
-_DICT = re.compile(
-    r"""\bdict\(\s*\w+\s*=|\{\s*['"]|^\s*(\{\}|dict\(\))\s*$"""
-)  # other braces: '{}.pth'
+# Other braces occur in strings, such as '{}.pth'.
+_DICT = re.compile(r"""\bdict\(\s*\w+\s*=|\{\s*['"]|^\s*(\{\}|dict\(\))\s*$""")
 
 
 def load_config(path: str, options: Sequence[str] = ()) -> Config:

@@ -42,9 +42,9 @@ _KERNELS = _both_sides(_KERNEL)  # (36, 9)
 
 
 def _bands(x: Tensor, channels: int) -> Iterator[tuple[slice, slice, slice, int]]:
-    """Yield images and rows of maps (B, C, H, W) that are processed together: whole maps, or rows of one.
+    """Split maps (B, C, H, W) into bands: several maps, or some rows of one.
 
-    With them the rows that their tiles read, and the number of tiles in these rows before the first tile.
+    Yield the images and rows of a band, the rows that its tiles read, and how many tiles of these rows precede its own.
     """
     images, _, height, width = x.shape
     columns, rows = -(-width // 4), max(1, _BAND // (4 * width * channels))
@@ -80,6 +80,7 @@ def _chunks(strip: Tensor, memory: list[Tensor]) -> Iterator[tuple[int, list[Ten
 
 
 def _memory(x: Tensor, *channels: int) -> list[Tensor]:
+    """Return memory for the transformed tiles of maps (B, C, H, W); see `_chunks`."""
     tiles = len(x) * -(-x.shape[2] // 4) * -(-x.shape[3] // 4)
     return [x.new_empty(36 * min(tiles, _TILES), number) for number in channels]
 

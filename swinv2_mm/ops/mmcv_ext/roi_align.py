@@ -89,7 +89,7 @@ def _pool_average(input: Tensor, rois: Tensor, *settings: Any) -> Tensor:
         or len(parts) == 1
         or input.device.type != 'cpu'
         or is_observed(input, rois)
-        or not threading.main_thread().is_alive()  # Python starts no executor any more
+        or not threading.main_thread().is_alive()  # an executor cannot start during shutdown
     ):
         return pool(input, rois, *settings)
 
