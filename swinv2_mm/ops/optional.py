@@ -11,12 +11,13 @@ from typing import Any
 def unusable(package: str, error: Exception) -> str:
     """Warn once that the kernels of a package do not run; return why, as a clause that follows "because"."""
     reason = f'the package {package} is not installed, or cannot be imported ({error})'
-    _warn_once(f"swinv2_mm runs torch's operators instead of its {package} kernels: {reason}")
+    warn_once(f"swinv2_mm runs torch's operators instead of its {package} kernels: {reason}")
     return reason
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Warn, unless the process has given this warning before."""
     warnings.warn(message, stacklevel=3)
 
 

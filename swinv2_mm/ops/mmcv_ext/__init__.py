@@ -5,6 +5,7 @@ adds a module of that name whose operators use torchvision's kernels and torch. 
 name, because `mmcv.ops` checks all of them on import; one that is not provided raises an error when it is called.
 """
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -24,6 +25,8 @@ _PROVIDERS = {
             'nms_match',
             'roi_align_forward',
             'roi_align_backward',
+            'roi_pool_forward',
+            'roi_pool_backward',
             'deform_conv_forward',
             'deform_conv_backward_input',
             'deform_conv_backward_parameters',
@@ -32,25 +35,45 @@ _PROVIDERS = {
         ),
         "torchvision's kernels",
     ),
-    'ms_deform_attn_forward': "torch's operators",
-    'ms_deform_attn_backward': "torch's operators",
-    'sigmoid_focal_loss_forward': "torch's operators",
-    'sigmoid_focal_loss_backward': "torch's operators",
-    'softmax_focal_loss_forward': "torch's operators",
-    'softmax_focal_loss_backward': "torch's operators",
-    'carafe_forward': "torch's operators",
-    'carafe_backward': "torch's operators",
-    'bbox_overlaps': "torch's operators",
+    **dict.fromkeys(
+        (
+            'ms_deform_attn_forward',
+            'ms_deform_attn_backward',
+            'sigmoid_focal_loss_forward',
+            'sigmoid_focal_loss_backward',
+            'softmax_focal_loss_forward',
+            'softmax_focal_loss_backward',
+            'carafe_forward',
+            'carafe_backward',
+            'masked_im2col_forward',
+            'masked_col2im_forward',
+            'bbox_overlaps',
+            'box_iou_rotated',
+            'nms_rotated',
+        ),
+        "torch's operators",
+    ),
     'softnms': "torch's operators, on the CPU",
     'get_compiler_version': 'Python',
     'get_compiling_cuda_version': 'Python',
 }
 
-_MODULES = {
-    **dict.fromkeys(('roi_align_forward', 'roi_align_backward'), 'roi_align'),
-    **dict.fromkeys(('bbox_overlaps', 'nms', 'nms_match', 'softnms'), 'boxes'),
-}
+_MODULES = dict(
+    roi_align=('roi_align_forward', 'roi_align_backward'),
+    roi_pool=('roi_pool_forward', 'roi_pool_backward'),
+    boxes=('bbox_overlaps', 'nms', 'nms_match', 'softnms'),
+    rotated_boxes=('box_iou_rotated', 'nms_rotated'),
+    deform_conv=(
+        'deform_conv_forward',
+        'deform_conv_backward_input',
+        'deform_conv_backward_parameters',
+        'modulated_deform_conv_forward',
+        'modulated_deform_conv_backward',
+    ),
+)
 """Where operators are, if not in `operators`."""
+
+_SLOW_ON_GPUS = ('ms_deform_attn_forward', 'carafe_forward', 'nms_match', 'nms_rotated')
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:
@@ -70,6 +93,23 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     return missing
 
 
+def _warning_on_gpus(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the operator with a warning when it is first called on a GPU."""
+
+    @functools.wraps(operator)
+    def warning(first: Any, *others: Any, **settings: Any) -> Any:
+        if first.is_cuda:
+            from swinv2_mm.ops.optional import warn_once
+
+            warn_once(
+                f"mmcv's operator {operator.__name__!r} runs on several of torch's operators, since mmcv has no "
+                'compiled ones: on a GPU a compiled mmcv is faster, see docs/limits.md'
+            )
+        return operator(first, *others, **settings)
+
+    return warning
+
+
 class StandIn(ModuleType):
     """The module that is installed as `mmcv._ext`."""
 
@@ -80,8 +120,11 @@ class StandIn(ModuleType):
         if name not in _PROVIDERS:
             return _missing(name)
         # Imported here, so that `install` itself loads neither torch nor torchvision.
-        module = _MODULES.get(name, 'operators')
+        modules = (module for module, names in _MODULES.items() if name in names)
+        module = next(modules, 'operators')
         operator = getattr(importlib.import_module(f'{__name__}.{module}'), name)
+        if name in _SLOW_ON_GPUS:
+            operator = _warning_on_gpus(operator)
         setattr(self, name, operator)  # the next lookup does not call `__getattr__`
         return operator
 

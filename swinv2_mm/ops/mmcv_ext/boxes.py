@@ -21,10 +21,14 @@ def bbox_overlaps(
     areas = [(given[:, 2] - given[:, 0]) * (given[:, 3] - given[:, 1]) for given in (first, second)]
     if not aligned:
         first, areas[0] = first[:, None], areas[0][:, None]
-    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(
-        first[..., :2], second[..., :2]
+    width, height = (
+        (
+            torch.minimum(first[..., x + 2], second[..., x + 2])
+            - torch.maximum(first[..., x], second[..., x])
+        ).clamp(min=0)
+        for x in (0, 1)
     )
-    common = sides.clamp(min=0).prod(dim=-1)
+    common = width * height
     whole = areas[0] if mode == 1 else areas[0] + areas[1] - common
     ious.copy_(common / whole.clamp(min=offset))
 

@@ -52,7 +52,7 @@ def roi_align_forward(
         return
     dtype = working_dtype(input)
     input, rois = input.to(dtype), rois.to(dtype)
-    _check_rois(rois, input.size(0), aligned)
+    check_rois(rois, input.size(0), aligned)
     bins = (aligned_height, aligned_width)
     pool = torch.ops.torchvision.roi_align
     if pool_mode == AVERAGE:
@@ -218,7 +218,7 @@ def _axis_corners(coords: Tensor, size: int) -> tuple[tuple[Tensor, Tensor], tup
     return (index, (1 - fraction) * inside), ((index + 1).clamp(max=size - 1), fraction * inside)
 
 
-def _check_rois(rois: Tensor, batch: int, aligned: bool) -> None:
+def check_rois(rois: Tensor, batch: int, aligned: bool = False) -> None:
     """Raise an error for regions with which kernels would read or allocate out of bounds."""
     if rois.device.type != 'cpu':
         return

@@ -1,9 +1,12 @@
-"""Compare CARAFE, softmax focal loss and box overlaps of mmcv on the stand-in to loops over their definitions."""
+"""Compare further operators of mmcv on the stand-in to loops over their definitions."""
 
 import importlib
+import math
+import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from swinv2_mm.ops import mmcv_ext
 
@@ -105,3 +108,85 @@ def test_overlaps_of_boxes(mode, offset):
     aligned = ops.bbox_overlaps(first, second[:4], mode, True, offset)
     torch.testing.assert_close(aligned, expected.diagonal())
     assert ops.bbox_overlaps(first[:0], second).shape == (0, 5)
+
+
+def naive_roi_pool(feats, rois, bins, scale):
+    out = feats.new_zeros(len(rois), feats.size(1), *bins)
+    for k, (image, x1, y1, x2, y2) in enumerate(rois.tolist()):
+        start, end = (y1 * scale, x1 * scale), ((y2 + 1) * scale, (x2 + 1) * scale)
+        if start[0] >= end[0] or start[1] >= end[1]:
+            continue
+        for i in range(bins[0]):
+            for j in range(bins[1]):
+                pixels = feats[int(image)]
+                for axis, step in enumerate((i, j)):
+                    side = (end[axis] - start[axis]) / bins[axis]
+                    first = max(0, math.floor(step * side + start[axis]))
+                    last = max(0, math.ceil((step + 1) * side + start[axis]))
+                    pixels = pixels[(slice(None),) * (axis + 1) + (slice(first, last),)]
+                if pixels.numel():
+                    out[k, :, i, j] = pixels.amax(dim=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize('bins', [(2, 2), (7, 3), (1, 1)])
+@pytest.mark.parametrize('scale', [1.0, 0.5, 0.3])
+def test_roi_pool_and_its_gradient(bins, scale):
+    torch.manual_seed(0)
+    feats = torch.randn(2, 3, 9, 11, dtype=torch.float64, requires_grad=True)
+    corner, sides = torch.rand(12, 2) * 14 - 3, torch.rand(12, 2) * 12
+    rois = torch.cat((torch.arange(12)[:, None] % 2, corner, corner + sides), dim=1).double()
+    rois[0, 1:] = torch.tensor([8, 8, 2, 2])  # turned inside out
+    rois[1, 1:] = torch.tensor([90, 90, 99, 99])  # outside of the map
+    rois[2, 1:] = torch.tensor([3, 3, 3, 3])
+    found = ops.roi_pool(feats, rois, bins, scale)
+    expected = naive_roi_pool(feats, rois, bins, scale)
+    torch.testing.assert_close(found, expected)
+    assert (found[:2] == 0).all() and (found[2] != 0).all()
+    upstream = torch.randn_like(found)
+    mine, theirs = (torch.autograd.grad(out, feats, upstream)[0] for out in (found, expected))
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_roi_pool_in_half_precision_and_of_nothing():
+    feats, rois = torch.randn(1, 2, 5, 5), torch.tensor([[0.0, 0, 0, 4, 4]])
+    half = ops.roi_pool(feats.half(), rois.half(), 2, 1.0)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(half.float(), ops.roi_pool(feats.half().float(), rois, 2, 1.0))
+    assert ops.roi_pool(feats, rois[:0], 2, 1.0).shape == (0, 2, 2, 2)
+
+
+@pytest.mark.parametrize('image', [-1.0, 1.0, math.nan])
+def test_roi_pool_of_an_image_that_does_not_exist_is_refused(image):
+    with pytest.raises(ValueError, match='image index from 0 to 0'):
+        ops.roi_pool(torch.zeros(1, 1, 4, 4), torch.tensor([[image, 0, 0, 3, 3]]), 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'padding'), [((3, 3), (1, 1)), ((3, 5), (1, 2)), ((1, 1), (0, 0))]
+)
+def test_masked_convolution(kernel, padding):
+    torch.manual_seed(0)
+    conv = ops.MaskedConv2d(4, 6, kernel, padding=padding)
+    features, mask = torch.randn(1, 4, 7, 9), torch.rand(1, 7, 9) > 0.6
+    with torch.no_grad():
+        whole = F.conv2d(features, conv.weight, conv.bias, padding=padding)
+        torch.testing.assert_close(conv(features, mask), whole * mask[:, None])
+        assert (conv(features, torch.zeros_like(mask)) == 0).all()
+        assert torch.equal(conv(features), whole)
+
+
+def test_slow_operators_warn_once_on_a_gpu():
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    dets = torch.tensor([[0.0, 0, 10, 10, 0.9], [1, 1, 10, 10, 0.8]])
+    extension = importlib.import_module('mmcv._ext')
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        expected = extension.nms_match(dets, 0.5)
+        assert not caught
+        assert [extension.nms_match(dets.as_subclass(OnGpu), 0.5) for _ in range(2)] == [
+            expected
+        ] * 2
+    assert len(caught) == 1 and "'nms_match'" in str(caught[0].message)

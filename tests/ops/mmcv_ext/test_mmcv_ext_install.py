@@ -132,13 +132,13 @@ def test_module_probes_are_told_the_truth(extension):
 @needs_stand_in
 def test_an_operator_that_is_missing_says_so_when_it_is_called():
     import torch
-    from mmcv.ops import RoIPool
+    from mmcv.ops import PSAMask
 
-    pool = RoIPool(output_size=2, spatial_scale=1.0)  # building works
+    mask = PSAMask('collect', (3, 3))  # building works
     with pytest.raises(NotImplementedError) as caught:
-        pool(torch.rand(1, 4, 5, 5), torch.tensor([[0.0, 1, 1, 4, 4]]))
+        mask(torch.rand(1, 9, 2, 2))
     message = str(caught.value)
-    assert "'roi_pool_forward'" in message
+    assert "'psamask_forward'" in message
     assert 'pip install' in message and '--no-build-isolation' in message
     assert 'roi_align_forward' in message and 'softnms' in message  # lists the provided operators
 
