@@ -20,7 +20,13 @@ import swinv2_mm_cli
 from swinv2_mm import SwinTransformerV2, SwinTransformerV2CR
 
 ROOT = Path(__file__).parents[1]
-DOCS = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+METHODS = sorted((ROOT / 'configs').glob('*/README.md'))
+DOCS = [
+    ROOT / 'README.md',
+    ROOT / 'CONTRIBUTING.md',
+    *sorted((ROOT / 'docs').glob('*.md')),
+    *METHODS,
+]
 
 
 def snippet(name: str) -> str:
@@ -109,7 +115,7 @@ def test_links_and_files_named_in_the_docs_exist():
     assert checked > 20
 
 
-def test_every_config_is_in_the_table_and_the_model_index():
+def test_every_config_is_in_its_readme_and_the_model_index():
     leaves = sorted(
         path.relative_to(ROOT).as_posix()
         for path in (ROOT / 'configs').rglob('*.py')
@@ -120,8 +126,10 @@ def test_every_config_is_in_the_table_and_the_model_index():
     files = [yaml.safe_load((ROOT / name).read_text()) for name in index['Import']]
     assert sorted(model['Config'] for file in files for model in file['Models']) == leaves
     table = (ROOT / 'docs/configs.md').read_text()
-    for leaf in leaves:
-        assert f'](../{leaf})' in table, leaf
+    for leaf in map(Path, leaves):
+        page = leaf.with_name('README.md')
+        assert f'](../{page})' in table, leaf
+        assert f']({leaf.name})' in (ROOT / page).read_text(), leaf
 
 
 def test_commands_and_options_in_the_docs_exist():
