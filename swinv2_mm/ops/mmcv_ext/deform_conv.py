@@ -28,19 +28,24 @@ def deform_conv_forward(*tensors: Tensor, **settings: Any) -> None:
 
 
 def deform_conv_backward_input(*tensors: Tensor, **settings: Any) -> None:
-    """Add the gradients of the input and of the offsets to their buffers."""
-    input, offset, grad_output, grad_input, grad_offset, weight, *_ = tensors
+    """Add the gradients of the input and of the offsets to their buffers.
+
+    torchvision computes all gradients at once: that of the weight waits in the scratch buffer for mmcv's next call.
+    """
+    input, offset, grad_output, grad_input, grad_offset, weight, scratch = tensors
     grads = _convolution_grads(grad_output, input, weight, offset, None, None, settings)
     grad_input += grads[0]
     grad_offset += grads[2]
+    scratch.resize_(weight.shape).copy_(grads[1])
 
 
 def deform_conv_backward_parameters(*tensors: Tensor, scale: float, **settings: Any) -> None:
     """Add `scale` times the gradient of the weight to its buffer."""
-    input, offset, grad_output, grad_weight, *_ = tensors
-    weight = torch.zeros_like(grad_weight)  # only its shape matters
-    grads = _convolution_grads(grad_output, input, weight, offset, None, None, settings)
-    grad_weight += scale * grads[1]
+    input, offset, grad_output, grad_weight, scratch, _ = tensors
+    if scratch.shape != grad_weight.shape:  # input and offsets take no gradient
+        weight = torch.zeros_like(grad_weight)  # only its shape matters
+        scratch = _convolution_grads(grad_output, input, weight, offset, None, None, settings)[1]
+    grad_weight += scale * scratch
 
 
 def modulated_deform_conv_forward(*tensors: Tensor, with_bias: bool, **settings: Any) -> None:

@@ -211,3 +211,35 @@ def test_offsets_of_a_larger_map_are_read_as_if_they_were_of_the_output():
     for whole, part in zip((offset, mask), parts):
         assert torch.equal(whole.grad.flatten(1)[:, : part[0].numel()], part.grad.flatten(1))
         assert not whole.grad.flatten(1)[:, part[0].numel() :].any()
+
+
+def test_gradients_of_a_graph_that_is_used_again():
+    case = conv_case(deform_groups=1)
+    inputs = [case[name] for name in ('x', 'offset', 'weight')]
+    geometry = dict(zip(('stride', 'padding', 'dilation'), GEOMETRY.values()))
+    output = ops.deform_conv2d(*inputs, **geometry)
+    first, second = torch.randn_like(output), torch.randn_like(output)
+    expected = [
+        torch.autograd.grad(ops.deform_conv2d(*inputs, **geometry), inputs, upstream)
+        for upstream in (first, second)
+    ]
+    for upstream, grads in zip((first, second), expected):
+        # Some gradients only: those of the next call must not be of this one.
+        torch.autograd.grad(output, inputs[:2], upstream, retain_graph=True)
+        found = torch.autograd.grad(output, inputs, upstream, retain_graph=True)
+        torch.testing.assert_close(found, grads)
+    (weight,) = torch.autograd.grad(output, inputs[2:], first, retain_graph=True)
+    torch.testing.assert_close(weight, expected[0][2])
+
+
+def test_gradients_of_the_weight_alone():
+    case = conv_case(deform_groups=1)
+    x, offset, weight = (case[name] for name in ('x', 'offset', 'weight'))
+    upstream = torch.randn(2, 2, 3, 2, dtype=torch.float64)
+    geometry = [GEOMETRY[key] for key in ('stride', 'padding', 'dilation')]
+    every = ops.deform_conv2d(x, offset, weight, *geometry)
+    alone = ops.deform_conv2d(x.detach(), offset.detach(), weight, *geometry)
+    (expected,), (found,) = (
+        torch.autograd.grad(output, [weight], upstream) for output in (every, alone)
+    )
+    torch.testing.assert_close(found, expected)
