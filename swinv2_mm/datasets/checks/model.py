@@ -16,7 +16,9 @@ from swinv2_mm.datasets.checks.finding import Finding, error
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of RGB images, as for all published weights of SwinV2."""
 _SIDE = 256
-"""Height and width of the image whose feature maps the neck is tried with."""
+"""Height and width of the image whose feature maps neck and heads are tried with."""
+_SIMILAR = 0.2
+"""YOLACT computes its strides from the size of the image: 7 and 15 instead of 8 and 16."""
 
 
 def check_model(data: ConfiguredData) -> Iterator[Finding]:
@@ -40,7 +42,7 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
     yield from _check_images(cfg.get('data_preprocessor') or {}, backbone)
     found = [*_check_channels(cfg, model, backbone)]
     yield from _check_unused(cfg, backbone)
-    yield from found or _check_strides(cfg, model, backbone)
+    yield from found or _try_parts(cfg, model, backbone)
 
 
 def _check_lists(cfg: Mapping[str, Any]) -> Iterator[Finding]:
@@ -78,14 +80,20 @@ def _check_channels(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterat
     """Compare `in_channels` of what follows the backbone with its maps."""
     for place, part in _after_backbone(cfg):
         channels, index = part.get('in_channels'), part.get('in_index')
+        if isinstance(channels, int) and index is None:  # a neck such as YOLOF's takes the last map
+            module = model.get_submodule(place.removeprefix('model.'))
+            index = -1 if place == 'model.neck' else getattr(module, 'in_index', None)
         if channels is None or (index is None and not isinstance(channels, (list, tuple))):
             continue
         chosen = range(len(backbone.out_channels)) if index is None else as_list(index)
         given = [backbone.out_channels[i] for i in chosen if -4 <= i < len(backbone.out_channels)]
+        if _are_reversed(channels):
+            given.reverse()
         if as_list(channels) != given or len(given) != len(chosen):
             maps = ', '.join(f'{c} channels at stride {s}' for c, s in _maps(backbone))
             sentence = f'{place}.in_channels is {channels}, and the backbone gives maps of {maps}'
-            sentence += '.' if index is None else f', of which in_index chooses {index}.'
+            by = 'it' if place == 'model.neck' else 'in_index'
+            sentence += '.' if index is None else f', of which {by} chooses {index}.'
             if isinstance(channels, (list, tuple)) and index is None:
                 remedy = _line(place, part, model, backbone, len(channels))
             else:
@@ -120,17 +128,65 @@ def _after_backbone(cfg: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
     for key in keys:
         parts = as_list(cfg.get(key))
         for number, part in enumerate(parts):
+            place = f'model.{key}.{number}' if len(parts) > 1 else f'model.{key}'
+            if isinstance(part, Mapping) and 'kernel_generate_head' in part:  # of K-Net
+                place, part = f'{place}.kernel_generate_head', part['kernel_generate_head']
             if isinstance(part, Mapping) and (key != 'neck' or not number):
-                yield (f'model.{key}.{number}' if len(parts) > 1 else f'model.{key}'), part
+                yield place, part
 
 
-def _check_strides(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterator[Finding]:
+def _try_parts(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterator[Finding]:
+    """Run neck and heads on maps of the sizes that the backbone gives."""
+    weight = next(model.parameters())
+    sizes = [(c, -(-_SIDE // s)) for c, s in _maps(backbone)]
+    maps: Any = tuple(weight.new_zeros(1, c, side, side) for c, side in sizes)
+    place = 'model.neck'
+    try:
+        if getattr(model, 'neck', None) is not None:
+            maps = _run(model.neck, maps)
+        found = [*_check_strides(cfg, model, backbone, maps)]
+        yield from found
+        for place, head in [] if found else _heads(model):  # noqa: B007 (used below)
+            _run(head, maps)
+    except (TypeError, AttributeError):
+        return  # it takes more than the maps
+    except (RuntimeError, ValueError, IndexError, AssertionError) as fault:
+        given = ', '.join(f'{c} channels at stride {s}' for c, s in _maps(backbone))
+        reason = str(fault).strip().split('\n')[0] or type(fault).__name__
+        yield error(place, f'{place} cannot take the maps of the backbone, {given}: {reason}.')
+
+
+def _run(part: torch.nn.Module, maps: Any) -> Any:
+    training = part.training
+    try:
+        with torch.no_grad():
+            return part.eval()(maps)
+    finally:
+        part.train(training)
+
+
+def _heads(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yield place and module of the heads that take the maps."""
+    for name in ('decode_head', 'auxiliary_head', 'rpn_head', 'bbox_head'):
+        heads = getattr(model, name, None)
+        if isinstance(heads, torch.nn.ModuleList):
+            # In a cascade, the second head also takes the results of the first.
+            count = 1 if name == 'decode_head' else len(heads)
+            yield from ((f'model.{name}.{i}', head) for i, head in enumerate(heads[:count]))
+        elif heads is not None and type(heads).forward is not torch.nn.Module.forward:
+            yield f'model.{name}', heads
+
+
+def _check_strides(
+    cfg: Mapping[str, Any], model: Any, backbone: Any, maps: Any
+) -> Iterator[Finding]:
     """Compare the strides that heads are built for with those of the maps that they get."""
-    strides = _strides_after_neck(model, backbone)
+    strides = [round(_SIDE / one.shape[-1]) for one in maps]
     (place, part), *_ = [*_after_backbone(cfg), ('model', cfg)]
     wanted = _wanted(model)
     for name, values in wanted.items():
-        if strides[: len(values)] != values:
+        found = strides[: len(values)]
+        if len(found) != len(values) or not np.allclose(found, values, rtol=_SIMILAR):
             sentence = (
                 f'model.{name} expects maps of strides {values}, and gets those of {strides}.'
             )
@@ -164,21 +220,9 @@ def _wanted(model: Any) -> dict[str, list[int]]:
     return found
 
 
-def _strides_after_neck(model: Any, backbone: Any) -> list[int]:
-    """Return the strides of the maps that heads get, by trying the neck."""
-    neck = getattr(model, 'neck', None)
-    if neck is None:
-        return list(backbone.out_strides)
-    weight = next(model.parameters())
-    sizes = [(c, -(-_SIDE // s)) for c, s in _maps(backbone)]
-    maps = tuple(weight.new_zeros(1, c, side, side) for c, side in sizes)
-    training = neck.training
-    try:
-        with torch.no_grad():
-            results = neck.eval()(maps)
-    finally:
-        neck.train(training)
-    return [round(_SIDE / result.shape[-1]) for result in results]
+def _are_reversed(channels: Any) -> bool:
+    """Return whether a part names its maps from the smallest to the largest, as YOLOv3's neck does."""
+    return isinstance(channels, (list, tuple)) and len(channels) > 1 and channels[0] > channels[-1]
 
 
 def _maps(backbone: Any) -> list[tuple[int, int]]:
@@ -195,11 +239,13 @@ def _line(
     stages = len(backbone.arch.dims)
     first = stages - min(count, stages) if count else 0
     for strides in _wanted(model).values():
-        stage = int(np.log2(strides[0] / backbone.out_strides[0])) + backbone.out_indices[0]
+        stage = int(np.log2(min(strides) / backbone.out_strides[0])) + backbone.out_indices[0]
         first = min(max(0, stage - int(part.get('start_level') or 0)), stages - 1)
         break
     indices = tuple(range(first, stages))
     channels = [backbone.arch.dims[stage] for stage in indices]
+    if _are_reversed(part.get('in_channels')):
+        channels.reverse()
     of_part = f'{place}.in_channels={channels}' if 'in_channels' in part else ''
     ours = '' if indices == tuple(backbone.out_indices) else f'model.backbone.out_indices={indices}'
     return f'Set {" and ".join(filter(None, [ours, of_part]))}.'

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swinv2_mm.ops.mmcv_ext.operators import working_dtype
+
 _PAIRS_AT_A_TIME = 2**16  # 25 MB for the points of the intersections
 _BOXES_AT_A_TIME = 512
 _TOLERANCE = 1e-12  # of a box's sides: corners on the border of the other box are inside
@@ -54,16 +56,17 @@ def nms_rotated(
 
 
 def _all_overlaps(boxes: Tensor, others: Tensor, mode: int) -> Tensor:
-    """Return the overlaps of all pairs, (N, M) in float64; only pairs whose bounding boxes overlap are computed."""
+    """Return the overlaps of all pairs, (N, M); only those of pairs whose bounding boxes overlap are computed."""
+    dtype = working_dtype(boxes, others)
     boxes, others = boxes.double(), others.double()
     (centre, reach), (other_centre, other_reach) = (_bounds(given) for given in (boxes, others))
-    overlaps = boxes.new_zeros(len(boxes), len(others))
+    overlaps = boxes.new_zeros(len(boxes), len(others), dtype=dtype)
     rows = max(1, _PAIRS_AT_A_TIME // max(1, len(others)))
     for part in range(0, len(boxes), rows):
         distance = (centre[part : part + rows, None] - other_centre).abs()
         near = (distance < reach[part : part + rows, None] + other_reach).all(dim=2)
         for i, j in zip(*(index.split(_PAIRS_AT_A_TIME) for index in near.nonzero(as_tuple=True))):
-            overlaps[i + part, j] = _overlaps(boxes[i + part], others[j], mode)
+            overlaps[i + part, j] = _overlaps(boxes[i + part], others[j], mode).to(dtype)
     return overlaps
 
 

@@ -36,6 +36,9 @@ HEADS = {
         ('detr/detr_r50_8xb2-150e_coco.py', (3,), [768]),
         ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
         ('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', (0, 1, 2, 3), ALL),
+        ('yolof/yolof_r50-c5_8xb8-1x_coco.py', (0, 1, 2, 3), 768),
+        ('yolact/yolact_r50_1xb8-55e_coco.py', (0, 1, 2, 3), ALL),
+        ('yolo/yolov3_d53_8xb8-320-273e_coco.py', (1, 2, 3), FROM_8[::-1]),
     ],
     'mmseg': [
         ('upernet/upernet_r50_4xb4-160k_ade20k-512x512.py', (0, 1, 2, 3), ALL),
@@ -44,9 +47,11 @@ HEADS = {
         ('mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (0, 1, 2, 3), ALL),
         ('pspnet/pspnet_r50-d8_4xb4-160k_ade20k-512x512.py', (0, 1, 2, 3), 768),
         ('deeplabv3plus/deeplabv3plus_r50-d8_4xb4-160k_ade20k-512x512.py', (0, 1, 2, 3), 768),
+        ('knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py', (0, 1, 2, 3), ALL),
+        ('erfnet/erfnet_fcn_4xb4-160k_cityscapes-512x1024.py', (0, 1, 2, 3), 768),
     ],
 }
-OFTEN = re.compile('^(faster|atss|dyhead|fcos|rtmdet|dino|mask2former/.*coco|upernet|deeplab)')
+OFTEN = re.compile('^(faster|dyhead|fcos|rtmdet|dino|yolo|mask2former/.*coco|upernet|deeplab|knet)')
 """One of each kind runs always, the others with the long tests."""
 
 
@@ -92,7 +97,8 @@ def test_what_a_finding_says_makes_the_stock_config_fit(scope, name, indices, ch
     assert not [str(found) for found in findings(cfg) if found.severity == 'error']
     assert tuple(cfg.model.backbone.get('out_indices', (0, 1, 2, 3))) == indices
     part = cfg.model.get('neck') or cfg.model.get('decode_head') or cfg.model.panoptic_head
-    assert (part[0] if isinstance(part, list) else part).in_channels == channels
+    part = part[0] if isinstance(part, list) else part
+    assert part.get('kernel_generate_head', part).in_channels == channels
     with DefaultScope.overwrite_default_scope(scope), torch.no_grad():
         model = MODELS.build(copy.deepcopy(cfg.model)).eval()
         assert model.extract_feat(torch.zeros(1, 3, 64, 96))
@@ -150,3 +156,24 @@ def test_several_channels_for_one_map():
     assert found.severity == 'error' and 'model.decode_head.in_channels=768' in found.remedy
     write(cfg, found)
     assert not [found for found in findings(cfg) if found.severity == 'error']
+
+
+@pytest.mark.parametrize(
+    ('scope', 'name', 'place', 'reason'),
+    [
+        ('mmseg', 'beit/beit-base_upernet_8xb2-160k_ade20k-640x640.py', 'neck', '768 channels'),
+        ('mmseg', 'setr/setr_vit-l-mla_8xb1-160k_ade20k-512x512.py', 'neck', 'must match'),
+        ('mmseg', 'dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py', 'decode_head', 'AssertionError'),
+        ('mmdet', 'rpn/rpn_r50-caffe-c4_1x_coco.py', 'bbox_head', '1024 channels'),
+    ],
+)
+def test_a_part_that_takes_other_maps_is_named(scope, name, place, reason):
+    """Parts for other backbones, whose arguments do not tell which maps they take."""
+    cfg = stock(scope, name)
+    for _ in range(2):
+        errors = [found for found in findings(cfg) if found.severity == 'error']
+        for found in errors:
+            write(cfg, found)
+    (found,) = errors
+    assert found.sentence.startswith(f'model.{place} cannot take the maps of the backbone, 96 ')
+    assert reason in found.sentence
