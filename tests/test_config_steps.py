@@ -20,6 +20,8 @@ from mmseg.structures import SegDataSample
 from test_configs import CONFIGS, LEAVES, REAL_DATA, SMALL, marking_variants, read, scope_of
 
 from swinv2_mm.datasets import generate_shapes
+from swinv2_mm.datasets.checks import ConfiguredData, check_data
+from swinv2_mm.datasets.checks.model import check_model
 from swinv2_mm.engine.config import dicts_in, drop_pretrained, load_config
 from swinv2_mm.engine.evaluation import use_tta
 from swinv2_mm.models.backbones.arch import resolve_arch
@@ -209,6 +211,27 @@ def test_a_training_and_a_prediction_step_on_data_of_its_layout(leaf, tiny_data,
         metrics = evaluator.evaluate(len(loader.dataset))
     key = cfg.default_hooks.checkpoint.get('save_best')
     assert key is None or key in metrics
+
+
+@pytest.mark.parametrize('leaf', marking_variants(IN_LAYOUT, pytest.mark.long))
+def test_the_checks_before_a_training_find_nothing(leaf, tiny_data, monkeypatch):
+    cfg = at_data(monkeypatch, tiny_data, leaf)
+    shrink(cfg)
+    with scope_of(cfg):
+        found = list(check_data(ConfiguredData(cfg, ('train', 'val'), sample=4)))
+    assert not [
+        str(one) for one in found if one.severity == 'error' or one.place.startswith('model')
+    ]
+
+
+@pytest.mark.parametrize(
+    'leaf', marking_variants([f for f in LEAVES if f not in IN_LAYOUT], pytest.mark.long)
+)
+def test_the_model_of_a_config_for_other_data_fits(leaf):
+    cfg = read(leaf)
+    shrink(cfg)
+    with scope_of(cfg):
+        assert not [str(one) for one in check_model(ConfiguredData(cfg, ()))]
 
 
 @pytest.mark.long

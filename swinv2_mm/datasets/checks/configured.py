@@ -90,6 +90,10 @@ def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
             prefixes = str(split or '')
         if isinstance(prefixes, str):  # mmpretrain's way to name the one folder
             prefixes = {'img_path': prefixes}
+        steps = cfg.get('pipeline') or []
+        if kind_of(cfg) == 'CocoDataset' and not any(step.get('with_seg') for step in steps):
+            # Configs inherit the folder, as Mask2Former for instances that of panoptic labels.
+            prefixes = {key: path for key, path in prefixes.items() if key != 'seg'}
         yield LeafDataset(
             place=place,
             cfg=cfg,
@@ -220,10 +224,10 @@ def kind_of(cfg: Mapping[str, Any]) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what a config gives as one dict or a list of them; nothing for None."""
+    """Return what a config gives as one value or a list of them; nothing for None or an empty dict."""
     if isinstance(value, (list, tuple)):
         return list(value)
-    return [value] if value else []
+    return [] if value in (None, {}, '') else [value]
 
 
 def _joined(root: str | None, path: str) -> str:

@@ -192,10 +192,10 @@ def _check_strides(
             )
             yield error(place, sentence, _line(place, part, model, backbone))
             return
-    levels, extra = cfg.get('num_feature_levels'), strides[3:4] == [32]
-    if part.get('type') == 'ChannelMapper' and not wanted and extra and strides[0] == 4:
+    four = cfg.get('num_feature_levels') == 4 or len(strides) == 4
+    if part.get('type') == 'ChannelMapper' and not wanted and four and strides == [4, 8, 16, 32]:
         sentence = (
-            f'The transformer gets maps of strides {strides}; published models of {levels or len(strides)} levels get '
+            f'The transformer gets maps of strides {strides}; published models of four levels get '
             f'{[*strides[1:], 64]}, which are a quarter of the tokens.'
         )
         remedy = _line(place, part, model, backbone, len(strides) - 1)
