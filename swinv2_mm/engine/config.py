@@ -41,12 +41,9 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program: anything can go wrong in it
-        not_installed = '.mim' in str(error) and 'swinv2_mm' in str(error)
-        remedy = (
-            ' swinv2_mm::... is for an installed package: pip install it.' if not_installed else ''
-        )
+        reason = _described(error).rstrip('.')
         raise SetupError(
-            f'The config {path} cannot be read: {_described(error)}{remedy}'
+            f'The config {path} cannot be read: {reason}.{_shipped_remedy(error)}'
         ) from error
     _localise(cfg)
     merge_options(cfg, options)
@@ -65,6 +62,24 @@ def load_config(path: str, options: Sequence[str] = ()) -> Config:
             f"The config {path} asks for runner_type={cfg.runner_type!r}: run it with its library's own tool."
         )
     return cfg
+
+
+def _shipped_remedy(error: Exception) -> str:
+    """Return what to write instead of a `swinv2_mm::...` that mmengine does not find."""
+    if '.mim' not in str(error) or 'swinv2_mm' not in str(error):
+        return ''
+    if shipped.folder().name != '.mim':
+        return (
+            ' swinv2_mm::... is for an installed package: pip install it, or, in a checkout, write '
+            f'the path of the config in {shipped.folder() / "configs"}.'
+        )
+    name = re.search(r'configs/(?:[^\s\']*/)?([^\s\'/]+)\.py', str(error))
+    try:
+        found = find_config(name[1]) if name else ''
+    except FileNotFoundError as missing:
+        return f' {missing}'
+    folder = Path(found).parent.name
+    return f' The config is swinv2_mm::{folder}/{name[1]}.py.' if name else ''
 
 
 def _localise(cfg: Config) -> None:
@@ -171,6 +186,11 @@ def drop_pretrained(cfg: Any) -> int:
         if len(kept) < len(given):
             part['init_cfg'] = kept or None
             dropped += len(given) - len(kept)
+        if isinstance(
+            part.get('pretrained'), str
+        ):  # MMSegmentation's older key, of a model or backbone
+            part['pretrained'] = None
+            dropped += 1
     return dropped
 
 

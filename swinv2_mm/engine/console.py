@@ -206,12 +206,25 @@ def find_outside_cause(error: BaseException) -> str | None:
             'free space, then continue with --resume.'
         )
     if _has_wrong_key(error):
-        return (
-            f'The config has a wrong key: {_message(error)}. A config keeps the keys of the dict that '
-            'it inherits: _delete_=True replaces it, as in '
-            "backbone=dict(_delete_=True, type='swinv2_mm.SwinTransformerV2')."
-        )
+        return f'The config has a wrong key: {_message(error)}. {_wrong_key_remedy(error)}'
     return None
+
+
+def _wrong_key_remedy(error: BaseException) -> str:
+    if "'pretrained'" in str(error):
+        return (
+            'MMSegmentation passes model.pretrained to the backbone: set model.pretrained=None, and name weights of '
+            "SwinV2 in backbone.init_cfg=dict(type='Pretrained', checkpoint=...)."
+        )
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        steps = frame.f_locals.get('transforms')
+        if isinstance(steps, (list, tuple)) and all(isinstance(one, dict) for one in steps):
+            named = ', '.join(f'{place} {step.get("type")}' for place, step in enumerate(steps))
+            return f'The transforms of its pipeline, as in ...dataset.pipeline.0, are {named}.'
+    return (
+        'A config keeps the keys of the dict that it inherits: _delete_=True replaces it, as in '
+        "backbone=dict(_delete_=True, type='swinv2_mm.SwinTransformerV2')."
+    )
 
 
 def _has_wrong_key(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -249,7 +250,11 @@ def _counters(runner: Runner) -> list[Any]:
         name = type(hook).__name__
         named = getattr(hook, 'resumed', _COUNTERS.get(name, ()))
         if named:
-            found.append([name, {key: getattr(hook, key) for key in named if hasattr(hook, key)}])
+            values = {key: getattr(hook, key) for key in named if hasattr(hook, key)}
+            # Metrics may be numbers of numpy.
+            found.append(
+                [name, {k: v.item() if isinstance(v, np.generic) else v for k, v in values.items()}]
+            )
     return found
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmengine.device import get_device
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import OptimWrapperDict, ReduceOnPlateauParamScheduler
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -286,6 +286,16 @@ def schedule_faults(runner: Runner) -> Iterator[str]:
                 unit = 'epochs' if hook.by_epoch else 'iterations'
                 due = f'a checkpoint is due every {hook.interval} {unit}'
                 yield f'{due}, and the training has {total}: the only one is saved at the end.'
+        if isinstance(hook, EMAHook) and hook.ema_cfg['type'] == 'ExponentialMovingAverage':
+            momentum, total = hook.ema_cfg.get('momentum', 0.0002), runner.max_iters
+            if (
+                1 < total < 3 / momentum
+            ):  # the first weights still have a share of exp(-3) = 5 % then
+                yield (
+                    f'EMAHook averages over about {1 / momentum:,.0f} iterations, and the training has {total:,}: '
+                    'the averaged weights, which are validated, stay close to the first ones. Set '
+                    f'momentum={10 / total:.2g}.'
+                )
 
 
 def _schedulers(runner: Runner) -> list[Any]:

@@ -9,6 +9,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from swinv2_mm import shipped
 from swinv2_mm.engine.config import (
     complete_config,
+    drop_pretrained,
     enable_amp,
     enable_lr_scaling,
     find_config,
@@ -53,6 +54,10 @@ def test_every_name_means_one_config():
         (f'{NAME[:-1]}.py', rf'does not exist; did you mean {NAME}\?'),
         (f'/data/{NAME}', f'does not exist; did you mean {NAME}'),
         ('./mnie.py', r'./mnie.py does not exist; did you mean mine\?'),
+        (
+            'cascade_swinv2-b-w16',
+            r'did you mean cascade-mask-rcnn_swinv2-b-p4-w16_fpn_ms-crop-3x_coco\?',
+        ),
         ('quite_another', r'does not exist\.$'),
         ('', r'does not exist'),
         ('_base_/models/upernet_swinv2', r'does not exist'),
@@ -267,3 +272,36 @@ def test_an_option_for_a_variable_that_is_already_used_names_the_place(capsys):
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if 'variable' in line]
     assert 'train_pipeline.2.scale changes' in warning
     assert 'train_dataloader.dataset.pipeline.2.scale: change that' in warning
+
+
+def test_a_training_from_scratch_drops_all_pretrained_weights():
+    backbone = dict(type='ResNetV1c', pretrained='torchvision://resnet50')
+    model = dict(
+        pretrained='open-mmlab://resnet50_v1c', backbone=backbone, neck=dict(init_cfg=None)
+    )
+    backbone['init_cfg'] = dict(type='Pretrained', checkpoint='x.pth')
+    assert drop_pretrained(model) == 3
+    assert model['pretrained'] is backbone['pretrained'] is backbone['init_cfg'] is None
+
+
+def test_a_shipped_config_that_mmengine_does_not_find(tmp_path, monkeypatch):
+    wrong = 'mask-rcnn_swinv2-t-p4-w8_1x_coco'
+    config = written(tmp_path, f"_base_ = 'swinv2_mm::mask_rcnn/{wrong}.py'")
+    with pytest.raises(
+        SetupError, match=r'in a checkout, write the path of the config in .*configs\.$'
+    ):
+        load_config(config)
+    installed = tmp_path / 'swinv2_mm' / '.mim'
+    installed.parent.mkdir()
+    installed.symlink_to(shipped.folder())
+    monkeypatch.setattr(shipped, 'folder', lambda: installed)
+    monkeypatch.setattr(
+        'mmengine.config.config.get_installed_path', lambda package: str(installed.parent)
+    )
+    with pytest.raises(
+        SetupError, match=rf'The config {wrong} does not exist; did you mean {NAME}'
+    ):
+        load_config(config)
+    config = written(tmp_path, f"_base_ = 'swinv2_mm::faster_rcnn/{NAME}.py'")
+    with pytest.raises(SetupError, match=rf'The config is swinv2_mm::mask_rcnn/{NAME}\.py\.$'):
+        load_config(config)

@@ -72,6 +72,7 @@ class Run:
                 self.state.update({f'ema.{k}': v for k, v in hook.ema_model.state_dict().items()})
             if hasattr(hook, 'wait_count'):
                 self.state['wait_count'] = torch.tensor(hook.wait_count)
+                self.state['best_score'] = torch.tensor(float(hook.best_score))
         log = Path(runner._log_dir) / 'vis_data' / 'scalars.json'
         self.lines = [json.loads(line) for line in log.read_text().splitlines()]
         for line in self.lines:

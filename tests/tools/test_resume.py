@@ -42,7 +42,7 @@ def by_epoch(max_epochs=2, **changes):
     ]
     cfg.custom_hooks = [
         dict(type='EMAHook'),
-        dict(type='EarlyStoppingHook', monitor='mIoU', patience=9),
+        dict(type='EarlyStoppingHook', monitor='mIoU', patience=9, min_delta=100),
         dict(type='CheckpointHook', by_epoch=True, interval=1, filename_tmpl='epoch_{}.pth'),
     ]
     cfg.optim_wrapper.update(type='swinv2_mm.AutocastOptimWrapper', accumulative_counts=4)

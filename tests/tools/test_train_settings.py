@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from mmengine.hooks import EMAHook
 from tiny_run import build
 from tool_runs import FAST, ROOT, SEGMENTATION
 
@@ -96,6 +97,16 @@ def test_keys_that_nothing_takes(root, capsys, key):
     assert f"unexpected keyword argument '{name}'" in line and '_delete_=True' in line
 
 
+def test_a_key_of_a_transform_names_the_transforms(root, capsys):
+    line = refused(capsys, 'train_dataloader.dataset.pipeline.3.scales=50')
+    assert "unexpected keyword argument 'scales'" in line and '0 LoadImageFromFile, 1 ' in line
+
+
+def test_old_keys_of_pretrained_weights(root, capsys):
+    line = refused(capsys, 'model.pretrained=open-mmlab://resnet50_v1c')
+    assert 'set model.pretrained=None' in line and 'backbone.init_cfg' in line
+
+
 @pytest.mark.parametrize('by_epoch', [False, True])
 def test_a_training_that_is_stopped_early_saves_its_last_weights(root, capsys, by_epoch):
     hook = dict(type='EarlyStoppingHook', monitor='mIoU', patience=1, min_delta=100, strict=True)
@@ -147,6 +158,23 @@ def test_schedules_that_a_training_is_too_short_for(tmp_path, settings, schedule
     found = list(schedule_faults(runner))
     assert len(found) == len(sentences)
     assert all(sentence in text for sentence, text in zip(sentences, found))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'sentence'),
+    [
+        ({}, 'averages over about 5,000 iterations, and the training has 100'),
+        (dict(momentum=0.01), 'Set momentum=0.1.'),
+        (dict(momentum=0.05), None),
+        (dict(ema_type='ExpMomentumEMA'), None),
+    ],
+)
+def test_averages_over_more_iterations_than_there_are(tmp_path, settings, sentence):
+    runner = build(tmp_path, iters=100)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.register_hook(EMAHook(**settings))
+    found = list(schedule_faults(runner))
+    assert len(found) == bool(sentence) and all(sentence in text for text in found)
 
 
 def test_documented_lines_for_averages_accumulation_and_early_stopping(root, capsys):

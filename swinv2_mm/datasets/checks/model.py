@@ -97,16 +97,23 @@ def _check_channels(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterat
             if isinstance(channels, (list, tuple)) and index is None:
                 remedy = _line(place, part, model, backbone, len(channels))
             else:
-                remedy = (
-                    f'Set {place}.in_channels={given if len(given) > 1 else given[0]}.'
-                    if given
-                    else ''
-                )
+                remedy = _line_of_head(place, backbone, index, given)
             yield error(place, sentence, remedy)
         first = part.get('c1_in_channels')  # of DeepLabV3+, for the first map
         if first and first != backbone.out_channels[0]:
             sentence = f'{place}.c1_in_channels is {first}, and the first map has {backbone.out_channels[0]} channels.'
             yield error(place, sentence, f'Set {place}.c1_in_channels={backbone.out_channels[0]}.')
+
+
+def _line_of_head(place: str, backbone: Any, index: Any, given: list[int]) -> str:
+    """Return what to write for a head that chooses maps by `in_index`."""
+    if given:
+        return f'Set {place}.in_channels={given if len(given) > 1 else given[0]}.'
+    if index not in backbone.out_indices:
+        return ''
+    moved = list(backbone.out_indices).index(index)  # it counted the stages
+    channels = backbone.out_channels[moved]
+    return f'Set {place}.in_index={moved} and {place}.in_channels={channels}.'
 
 
 def _check_unused(cfg: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
@@ -192,8 +199,7 @@ def _check_strides(
             )
             yield error(place, sentence, _line(place, part, model, backbone))
             return
-    four = cfg.get('num_feature_levels') == 4 or len(strides) == 4
-    if part.get('type') == 'ChannelMapper' and not wanted and four and strides == [4, 8, 16, 32]:
+    if part.get('type') == 'ChannelMapper' and not wanted and strides == [4, 8, 16, 32]:
         sentence = (
             f'The transformer gets maps of strides {strides}; published models of four levels get '
             f'{[*strides[1:], 64]}, which are a quarter of the tokens.'
