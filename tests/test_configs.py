@@ -138,6 +138,14 @@ def test_configs_of_large_data_sets_start_from_weights_of_their_size(leaf):
     assert backbone.init_cfg is None
 
 
+@pytest.mark.parametrize('leaf', marking_variants(LEAVES, pytest.mark.long))
+def test_the_readme_of_a_method_has_the_number_of_parameters(leaf):
+    path = CONFIGS / leaf
+    (row,) = re.findall(rf'\]\({path.name}\)(.*)', path.with_name('README.md').read_text())
+    count = sum(p.numel() for p in build_on_meta(leaf).parameters())
+    assert f'| {count / 1e6:.1f} |' in row
+
+
 @pytest.mark.parametrize(
     'leaf', [leaf for leaf in STOCK if re.search('-t-p4-w8.*(1x|12e)_coco', leaf)]
 )

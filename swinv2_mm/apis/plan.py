@@ -311,7 +311,7 @@ def plan(
             if 'Cannot allocate memory' in reason:
                 reason += '. Memory that is never touched needs address space: lift the limit with ulimit -v unlimited.'
             raise SetupError('\n'.join(_mistakes(cfg)) or reason) from error
-        say(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
+        print(_table(found, images, f'{used}, {how}, {gpus} GPU{"s" * (gpus > 1)}'))
         return EXIT_OK
 
     return guarded(run)
