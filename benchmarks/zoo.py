@@ -45,6 +45,10 @@ def compare(
         paths = {Path(path).stem: path for path in map(find_config, configs)}
     except FileNotFoundError as missing:
         raise SetupError(str(missing)) from missing
+    if len(paths) < len(configs):
+        raise SetupError('Two of the configs have the same file name: give each another one.')
+    for path in paths.values():  # faults are told before the first training
+        load_config(path, cfg_options)
     options = list(cfg_options) + ([] if max_iters is None else [f'max_iters={max_iters}'])
     runs = _finished(folder, options)
     for seed in seeds:  # all configs with one seed first: rows can be compared early

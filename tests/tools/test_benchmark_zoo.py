@@ -54,8 +54,12 @@ def test_each_config_is_trained_with_each_seed_once(root, capfd):
 
 def test_commands_and_configs_that_cannot_be_used(tmp_path):
     settings = dict(seeds=(0,), out=str(tmp_path))
+    broken = tmp_path / 'broken.py'
+    broken.write_text('1 / 0')
     for configs, command, message in (
         (['nope'], 'true', 'The config nope does not exist'),
+        ([SEGMENTATION, str(broken)], 'false', 'broken.py cannot be read'),
+        ([SEGMENTATION, SEGMENTATION], 'true', 'the same file name'),
         ([SEGMENTATION], 'true {nope}', "'true {nope}' cannot be read"),
         ([SEGMENTATION], 'true "', 'cannot be read'),
         ([SEGMENTATION], 'true', 'it must wait for the end of the training'),
