@@ -64,6 +64,8 @@ def compare(
                         f'The command returned without {file}: it must wait for the end of the training.'
                     )
                 runs[key] = json.loads(file.read_text())
+                if not runs[key]:
+                    raise SetupError(f'{file} has no metrics: the validation found nothing.')
                 _write(folder, options, runs)
     rows = [
         _row(name, path, [runs[f'{name}/seed_{seed}'] for seed in seeds])

@@ -21,7 +21,7 @@ from swinv2_mm.checkpoints.errors import trusting
 from swinv2_mm.checkpoints.sources import cached_file
 from swinv2_mm.engine.checkpoint_files import require_checkpoint
 from swinv2_mm.engine.config import SCOPES, dicts_in, drop_pretrained, load_config, merge_options
-from swinv2_mm.engine.console import import_library, warn
+from swinv2_mm.engine.console import import_library, message_of, warn
 from swinv2_mm.engine.devices import use_device
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.evaluation import tested_data
@@ -115,7 +115,7 @@ def build_model(cfg: Config, where: str) -> nn.Module:
     try:
         return revert_sync_batchnorm(MODELS.build(cfg.model))
     except Exception as error:
-        raise SetupError(f'The model of {where} cannot be built: {error}') from error
+        raise SetupError(f'The model of {where} cannot be built: {message_of(error)}') from error
 
 
 def parse_config(text: str, where: str) -> Config:

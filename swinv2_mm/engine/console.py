@@ -206,7 +206,7 @@ def find_outside_cause(error: BaseException) -> str | None:
             'free space, then continue with --resume.'
         )
     if _has_wrong_key(error):
-        return f'The config has a wrong key: {_message(error)}. {_wrong_key_remedy(error)}'
+        return f'The config has a wrong key: {message_of(error)}. {_wrong_key_remedy(error)}'
     return None
 
 
@@ -253,7 +253,7 @@ def report_failure(error: BaseException, rank: int) -> None:
     log = log_only(text)
     if log is None:  # the run broke before it had a log file, or is not the first process
         print(text, file=sys.stderr, end='')
-    lines = [f'{type(error).__name__}: {_message(error)}', f'  at {_place(error)}']
+    lines = [f'{type(error).__name__}: {message_of(error)}', f'  at {_place(error)}']
     if hint := find_hint(error):
         lines.append(f'  hint: {hint}')
     if log:
@@ -292,11 +292,12 @@ def find_hint(error: BaseException) -> str | None:
     return next((hint for pattern, hint in _HINTS.items() if re.search(pattern, text)), None)
 
 
-def _message(error: BaseException) -> str:
-    """Return the message in one line; of an error in a data loading process, the original one."""
+def message_of(error: BaseException) -> str:
+    """Return the message in one line, else the line of code; of a data loading process, the original message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
-        return 'no message'
+        frames = traceback.extract_tb(error.__traceback__)
+        return (frames[-1].line if frames else None) or 'no message'
     if 'Original Traceback' in str(error):
         return f'{lines[-1]} (in a data loading process)'
     line = ' '.join(lines)

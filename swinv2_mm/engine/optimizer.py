@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 NO_DECAY = (
@@ -16,6 +17,8 @@ NO_DECAY = (
     *('query_embed', 'query_feat', 'level_embed', 'level_encoding', 'label_embedding'),
 )
 """Parts of the names of parameters that do not decay, like all of one dimension: biases and norms."""
+KEYS = ('layer_decay_rate', 'custom_keys', 'bias_lr_mult', 'dcn_offset_lr_mult', 'bypass_duplicate')
+"""Keys of `paramwise_cfg`; those of the decay of norms and biases may also be 0, as they are here."""
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -25,8 +28,12 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     The learning rate of a layer of the backbone is multiplied by `layer_decay_rate` once for each layer after it, see
     `SwinTransformerV2.get_layer_depth`. Heads have the full rate. Biases, norms and what `NO_DECAY` lists do not decay.
 
-    `paramwise_cfg` may have `layer_decay_rate` (default: 1) and the keys of mmengine's constructor. `lr_mult` of
-    `custom_keys` is a further factor; `decay_mult` of `custom_keys` decides about the decay.
+    `paramwise_cfg` may have `layer_decay_rate` (default: 1) and the keys of mmengine's constructor, except for those of
+    the decay of norms and biases. `lr_mult` of `custom_keys` is a further factor; `decay_mult` of `custom_keys` decides
+    about the decay.
+
+    Raises:
+        SetupError: A key is unknown or has no effect, the rate is not a positive number, or the backbone has no layers.
 
     Example:
         >>> optim_wrapper = dict(
@@ -46,6 +53,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             getattr(module, 'backbone', None),
             self.paramwise_cfg.get('layer_decay_rate', 1),
         )
+        if rate != 1 and not hasattr(backbone, 'get_layer_depth'):
+            raise SetupError(
+                f'layer_decay_rate={rate} needs a backbone of swinv2_mm, and this is {type(backbone).__name__}.'
+            )
         kinds: Counter[tuple[float, float]] = Counter()
         for group in params:
             (parameter,) = group['params']
@@ -65,5 +76,13 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _validate_cfg(self) -> None:
         # Without options mmengine's constructor would not call `add_params`.
-        self.paramwise_cfg.setdefault('layer_decay_rate', 1)
+        rate = self.paramwise_cfg.setdefault('layer_decay_rate', 1)
+        for key, value in self.paramwise_cfg.items():
+            if key not in KEYS and not (key.endswith('_decay_mult') and value == 0):
+                raise SetupError(
+                    f'paramwise_cfg of LayerDecayOptimWrapperConstructor has {key}={value!r}: it takes '
+                    f'{", ".join(KEYS)}. Norms and biases do not decay; decay_mult of custom_keys changes that.'
+                )
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate > 0:
+            raise SetupError(f'layer_decay_rate={rate!r}: expected a number above 0, such as 0.95.')
         super()._validate_cfg()

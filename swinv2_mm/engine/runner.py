@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import SyncBatchNorm
 
 import swinv2_mm
-from swinv2_mm.engine.console import continue_logging, say
+from swinv2_mm.engine.console import continue_logging, message_of, say
 from swinv2_mm.engine.errors import SetupError
 from swinv2_mm.engine.sharded import ShardingRunner
 from swinv2_mm.registry import OPTIM_WRAPPERS
@@ -46,13 +46,14 @@ class TrainingRunner(ShardingRunner):
         """Build the model; arguments that its parts refuse are mistakes in the config."""
         try:
             return super().build_model(model)
-        except (TypeError, ValueError) as error:
+        except (AssertionError, TypeError, ValueError) as error:
             frames = traceback.extract_tb(error.__traceback__)
-            if (
-                any(_is_building(frame) for frame in frames)
-                and _PACKAGE in Path(frames[-1].filename).parents
-            ):
-                raise SetupError(f'The model cannot be built: {error}') from error
+            ours = _PACKAGE in Path(frames[-1].filename).parents
+            if any(map(_is_building, frames)) and (ours or isinstance(error, AssertionError)):
+                place = '' if ours else f', at {frames[-1].filename}:{frames[-1].lineno}'
+                raise SetupError(
+                    f'The model cannot be built: {message_of(error)}{place}'
+                ) from error
             raise
 
     def build_visualizer(self, visualizer: Any = None) -> Visualizer:

@@ -7,6 +7,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 
 from swinv2_mm import shipped
+from swinv2_mm.engine.errors import SetupError
+from swinv2_mm.engine.optimizer import LayerDecayOptimWrapperConstructor
 
 RATE = 0.5
 # Two blocks in the third stage: depths 0 to 6, the heads at 7.
@@ -90,3 +92,31 @@ def test_custom_keys_are_honoured():
 def test_the_defaults():
     rates = {rate for rate, _ in groups_of('segmentor').values()}
     assert rates == {1.0}
+
+
+@pytest.mark.parametrize(
+    ('options', 'sentence'),
+    [
+        (dict(layer_decy_rate=0.5), 'layer_decy_rate=0.5'),
+        (dict(norm_decay_mult=1.0), 'norm_decay_mult=1.0'),
+        (dict(layer_decay_rate='.5'), 'expected a number above 0'),
+        (dict(layer_decay_rate=0), 'expected a number above 0'),
+    ],
+)
+def test_options_that_would_do_nothing(options, sentence):
+    with pytest.raises(SetupError, match=sentence):
+        groups_of('segmentor', **options)
+
+
+def test_keys_of_other_recipes_that_agree():
+    assert groups_of('segmentor', norm_decay_mult=0.0) == groups_of('segmentor')
+
+
+def test_a_backbone_without_layers():
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Conv2d(1, 1, 1)
+    build = LayerDecayOptimWrapperConstructor(
+        dict(optimizer=dict(type='SGD', lr=0.1)), dict(layer_decay_rate=0.5)
+    )
+    with pytest.raises(SetupError, match='needs a backbone of swinv2_mm, and this is Conv2d'):
+        build(model)

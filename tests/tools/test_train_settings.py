@@ -102,6 +102,11 @@ def test_a_key_of_a_transform_names_the_transforms(root, capsys):
     assert "unexpected keyword argument 'scales'" in line and '0 LoadImageFromFile, 1 ' in line
 
 
+def test_a_part_that_refuses_its_arguments_without_a_message(root, capsys):
+    line = refused(capsys, 'model.decode_head.in_channels=[32,64]')
+    assert 'The model cannot be built: assert len(in_channels) == len(in_index), at ' in line
+
+
 def test_old_keys_of_pretrained_weights(root, capsys):
     line = refused(capsys, 'model.pretrained=open-mmlab://resnet50_v1c')
     assert 'set model.pretrained=None' in line and 'backbone.init_cfg' in line

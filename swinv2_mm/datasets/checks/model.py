@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_world_size
 from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from swinv2_mm.datasets.checks.configured import ConfiguredData, as_list
-from swinv2_mm.datasets.checks.finding import Finding, error
+from swinv2_mm.datasets.checks.finding import Finding, Severity, error
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of RGB images, as for all published weights of SwinV2."""
 _SIDE = 256
 """Height and width of the image whose feature maps neck and heads are tried with."""
+_STOPS = 'with several processes a training stops at their norms, which have no gradient'
 _SIMILAR = 0.2
 """YOLACT computes its strides from the size of the image: 7 and 15 instead of 8 and 16."""
 
@@ -40,16 +43,26 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
     ):  # parts of FSDP do not run alone
         return
     yield from _check_images(cfg.get('data_preprocessor') or {}, backbone)
-    found = [*_check_channels(cfg, model, backbone)]
-    yield from _check_unused(cfg, backbone)
-    yield from found or _try_parts(cfg, model, backbone)
+    found = [*_check_channels(cfg, model, backbone)] or [*_try_parts(cfg, model, backbone)]
+    yield from found
+    if not data.cfg.get('find_unused_parameters') and not (cfg.get('neck') and found):
+        severity: Severity = 'error' if get_world_size() > 1 else 'warning'
+        for unused in _check_unused(cfg, backbone):
+            yield dataclasses.replace(unused, severity=severity)
 
 
 def _check_lists(cfg: Mapping[str, Any]) -> Iterator[Finding]:
     """Find heads of a segmentor with several `in_channels` for the one map that they take."""
     for place, part in _after_backbone(cfg):
         channels, index = part.get('in_channels'), part.get('in_index')
-        if isinstance(index, int) and isinstance(channels, (list, tuple)):
+        lists = [as_list(channels), as_list(index)]
+        if isinstance(index, (list, tuple)) and len(lists[0]) != len(lists[1]):
+            sentence = f'{place}.in_channels is {channels}, and in_index={list(index)} chooses {len(index)} maps.'
+            remedy = (
+                f'Set {place}.in_channels to the channels of these maps, or in_index to all maps.'
+            )
+            yield error(place, sentence, remedy)
+        elif isinstance(index, int) and isinstance(channels, (list, tuple)):
             sentence = (
                 f'{place}.in_channels is {list(channels)}, and in_index={index} chooses one map.'
             )
@@ -117,14 +130,31 @@ def _line_of_head(place: str, backbone: Any, index: Any, given: list[int]) -> st
 
 
 def _check_unused(cfg: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
-    """Find maps that no head of a segmentor takes; with several processes torch stops at weights without gradient."""
+    """Find maps that nothing takes; with several processes torch stops at weights without gradient."""
+    for place, neck in [*_after_backbone(cfg)][:1] if cfg.get('neck') else []:
+        start = int(neck.get('start_level') or 0)
+        takes_one = isinstance(neck.get('in_channels'), int) or (
+            neck.get('type') == 'ChannelMapper' and neck.get('num_outs') == 1
+        )
+        first = start or (len(backbone.out_indices) - 1 if takes_one else 0)
+        if first:
+            indices, channels = backbone.out_indices[first:], list(backbone.out_channels[first:])
+            named = neck['in_channels'] if isinstance(neck['in_channels'], int) else channels
+            lines = [f'model.backbone.out_indices={tuple(indices)}', f'{place}.in_channels={named}']
+            lines += [f'{place}.start_level=0'] if start else []
+            sentence = (
+                f'{place} does not take the maps {list(range(first))} of the backbone: {_STOPS}.'
+            )
+            yield Finding('warning', place, sentence, f'Set {" and ".join(lines)}.')
     parts = [part for _, part in _after_backbone(cfg) if part.get('in_index') is not None]
     count = len(backbone.out_indices)
     used = {index % count for part in parts for index in as_list(part['in_index'])}
     used |= {0 for part in parts if part.get('c1_in_channels')}
     if not cfg.get('neck') and used and len(used) < count:
         kept = tuple(backbone.out_indices[index] for index in sorted(used))
-        sentence = f'No head takes the maps {sorted(set(range(count)) - used)} of the backbone.'
+        sentence = (
+            f'No head takes the maps {sorted(set(range(count)) - used)} of the backbone: {_STOPS}.'
+        )
         moved = f'Set model.backbone.out_indices={kept}, and count in_index of the heads from the first of them.'
         yield Finding('warning', 'model.backbone.out_indices', sentence, moved)
 
@@ -157,6 +187,8 @@ def _try_parts(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterator[Fi
             _run(head, maps)
     except (TypeError, AttributeError):
         return  # it takes more than the maps
+    except NotImplementedError as missing:
+        yield error(place, f'{place} cannot run: {missing}')
     except (RuntimeError, ValueError, IndexError, AssertionError) as fault:
         given = ', '.join(f'{c} channels at stride {s}' for c, s in _maps(backbone))
         reason = str(fault).strip().split('\n')[0] or type(fault).__name__
@@ -199,7 +231,8 @@ def _check_strides(
             )
             yield error(place, sentence, _line(place, part, model, backbone))
             return
-    if part.get('type') == 'ChannelMapper' and not wanted and strides == [4, 8, 16, 32]:
+    mapper = part.get('type') == 'ChannelMapper' and part.get('num_outs') != 1
+    if mapper and not wanted and strides == [4, 8, 16, 32]:
         sentence = (
             f'The transformer gets maps of strides {strides}; published models of four levels get '
             f'{[*strides[1:], 64]}, which are a quarter of the tokens.'
@@ -243,10 +276,12 @@ def _line(
     If no head says which strides it is for, these are the last `count` maps.
     """
     stages = len(backbone.arch.dims)
-    first = stages - min(count, stages) if count else 0
+    first, others = stages - min(count, stages) if count else 0, []
     for strides in _wanted(model).values():
-        stage = int(np.log2(min(strides) / backbone.out_strides[0])) + backbone.out_indices[0]
-        first = min(max(0, stage - int(part.get('start_level') or 0)), stages - 1)
+        octaves = np.log2(min(strides) / backbone.out_strides[0])
+        stage = round(octaves) + backbone.out_indices[0]
+        first = min(max(0, stage), stages - 1)
+        others = [f'{place}.start_level=0'] if part.get('start_level') else []
         break
     indices = tuple(range(first, stages))
     channels = [backbone.arch.dims[stage] for stage in indices]
@@ -254,4 +289,4 @@ def _line(
         channels.reverse()
     of_part = f'{place}.in_channels={channels}' if 'in_channels' in part else ''
     ours = '' if indices == tuple(backbone.out_indices) else f'model.backbone.out_indices={indices}'
-    return f'Set {" and ".join(filter(None, [ours, of_part]))}.'
+    return f'Set {" and ".join(filter(None, [ours, of_part, *others]))}.'

@@ -199,5 +199,14 @@ def masked_im2col_forward(
 def masked_col2im_forward(
     values: Tensor, rows: Tensor, columns: Tensor, output: Tensor, **size: int
 ) -> None:
-    """Copy the values (D, N) to their positions in `output` (1, D, Ho, Wo)."""
-    output[0, :, rows, columns] = values
+    """Copy the values (D, N) to their positions in `output` (1, D, Ho, Wo).
+
+    Raises:
+        ValueError: a position is outside of the output.
+    """
+    height, width = output.shape[2:]
+    if (rows >= height).any() or (columns >= width).any():
+        raise ValueError(
+            f'the mask has positions outside of the output of {height} x {width}: padding must be half of the kernel'
+        )
+    output[0, :, rows, columns] = values.to(output.dtype)

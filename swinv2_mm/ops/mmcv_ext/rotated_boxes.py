@@ -44,14 +44,17 @@ def nms_rotated(
     boxes, iou_threshold = sorted_boxes[:, :5], settings[1]
     alive = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
     for start in range(0, len(boxes), _BOXES_AT_A_TIME):
-        block = alive[start : start + _BOXES_AT_A_TIME].nonzero()[:, 0] + start
-        rest = alive[start:].nonzero()[:, 0] + start  # the block and what comes after it
-        suppresses = (_all_overlaps(boxes[block], boxes[rest], 0) > iou_threshold).cpu()
-        kept = torch.ones(len(rest), dtype=torch.bool)
+        end = start + _BOXES_AT_A_TIME
+        block = alive[start:end].nonzero()[:, 0] + start
+        suppresses = (_all_overlaps(boxes[block], boxes[block], 0) > iou_threshold).cpu()
+        kept = torch.ones(len(block), dtype=torch.bool)
         for row, suppressed in enumerate(suppresses):
             if kept[row]:
                 kept[row + 1 :] &= ~suppressed[row + 1 :]
-        alive[rest] = kept.to(alive.device)
+        alive[block] = kept.to(alive.device)
+        rest = alive[end:].nonzero()[:, 0] + end
+        better = _all_overlaps(boxes[block[kept.to(block.device)]], boxes[rest], 0)
+        alive[rest] = ~(better > iou_threshold).any(dim=0)
     return order[alive]
 
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from swinv2_mm.datasets.checks import ConfiguredData
-from swinv2_mm.datasets.checks.model import check_model
+from swinv2_mm.datasets.checks.model import MEAN, STD, check_model
 
 ARCH = dict(embed_dims=96, depths=[1, 1, 1, 1], num_heads=[3, 6, 12, 24])
 LINE = re.compile(r'(model\.[\w.]+)=(\(.*?\)|\[.*?\]|dict\(.*\)|\d+)(?: and |\.$)')
@@ -24,11 +24,11 @@ HEADS = {
         ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
         ('cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
         ('htc/htc-without-semantic_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
-        ('retinanet/retinanet_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
-        ('atss/atss_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
-        ('dyhead/atss_r50_fpn_dyhead_1x_coco.py', (0, 1, 2, 3), ALL),
-        ('tood/tood_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
-        ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', (0, 1, 2, 3), ALL),
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', (1, 2, 3), FROM_8),
+        ('atss/atss_r50_fpn_1x_coco.py', (1, 2, 3), FROM_8),
+        ('dyhead/atss_r50_fpn_dyhead_1x_coco.py', (1, 2, 3), FROM_8),
+        ('tood/tood_r50_fpn_1x_coco.py', (1, 2, 3), FROM_8),
+        ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', (1, 2, 3), FROM_8),
         ('rtmdet/rtmdet_s_8xb32-300e_coco.py', (1, 2, 3), FROM_8),
         ('yolox/yolox_s_8xb8-300e_coco.py', (1, 2, 3), FROM_8),
         ('dino/dino-4scale_r50_8xb2-12e_coco.py', (1, 2, 3), FROM_8),
@@ -37,7 +37,7 @@ HEADS = {
         ('sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', (0, 1, 2, 3), ALL),
         ('mask2former/mask2former_r50_8xb2-lsj-50e_coco.py', (0, 1, 2, 3), ALL),
         ('yolof/yolof_r50-c5_8xb8-1x_coco.py', (0, 1, 2, 3), 768),
-        ('yolact/yolact_r50_1xb8-55e_coco.py', (0, 1, 2, 3), ALL),
+        ('yolact/yolact_r50_1xb8-55e_coco.py', (1, 2, 3), FROM_8),
         ('yolo/yolov3_d53_8xb8-320-273e_coco.py', (1, 2, 3), FROM_8[::-1]),
     ],
     'mmseg': [
@@ -107,10 +107,10 @@ def test_what_a_finding_says_makes_the_stock_config_fit(scope, name, indices, ch
 @pytest.mark.parametrize(
     ('name', 'options', 'severity', 'line'),
     [
-        ('rtmdet/rtmdet_s_8xb32-300e_coco.py', dict(out_indices=(0, 1, 2)), 'error', '(1, 2, 3)'),
-        ('retinanet/retinanet_r50_fpn_1x_coco.py', dict(out_indices=(1, 2, 3)), 'error', '(0, 1, 2, 3)'),
-        ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', dict(out_indices=(1, 2, 3)), 'error', '(0, 1, 2, 3)'),
-        ('dino/dino-4scale_r50_8xb2-12e_coco.py', {}, 'warning', '(1, 2, 3)'),
+        ('rtmdet/rtmdet_s_8xb32-300e_coco.py', dict(out_indices=(0, 1, 2)), 'error', 'backbone.out_indices=(1, 2, 3)'),
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', dict(out_indices=(1, 2, 3)), 'error', 'neck.start_level=0'),
+        ('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', dict(out_indices=(1, 2, 3)), 'error', '=(0, 1, 2, 3)'),
+        ('dino/dino-4scale_r50_8xb2-12e_coco.py', {}, 'warning', 'backbone.out_indices=(1, 2, 3)'),
     ],
 )  # fmt: skip
 def test_maps_of_other_strides_than_the_head_is_built_for(name, options, severity, line):
@@ -120,9 +120,40 @@ def test_maps_of_other_strides_than_the_head_is_built_for(name, options, severit
     cfg.model.neck.in_channels = [ALL[index] for index in options.get('out_indices', range(4))]
     (found,) = findings(cfg)
     assert found.severity == severity and 'strides' in found.sentence
-    assert f'model.backbone.out_indices={line}' in found.remedy
+    assert line in found.remedy
     write(cfg, found)
     assert not findings(cfg)
+
+
+@pytest.mark.parametrize(
+    ('name', 'indices', 'line'),
+    [
+        ('retinanet/retinanet_r50_fpn_1x_coco.py', (0, 1, 2, 3), '(1, 2, 3)'),
+        ('detr/detr_r50_8xb2-150e_coco.py', (0, 1, 2, 3), '(3,)'),
+        ('yolof/yolof_r50-c5_8xb8-1x_coco.py', (0, 1, 2, 3), '(3,)'),
+    ],
+)
+def test_maps_that_a_neck_does_not_take(name, indices, line, monkeypatch):
+    cfg = stock('mmdet', name)
+    channels = 768 if 'yolof' in name else ALL
+    cfg.model.neck.in_channels = channels
+    cfg.model.data_preprocessor.update(mean=list(MEAN), std=list(STD), bgr_to_rgb=True)
+    (found,) = findings(cfg)
+    assert found.severity == 'warning' and f'out_indices={line}' in found.remedy
+    monkeypatch.setattr('swinv2_mm.datasets.checks.model.get_world_size', lambda: 2)
+    assert [one.severity for one in findings(cfg)] == ['error']
+    cfg.find_unused_parameters = True
+    assert not findings(cfg)
+    cfg.pop('find_unused_parameters')
+    write(cfg, found)
+    assert not findings(cfg)
+
+
+def test_heads_that_choose_another_number_of_maps():
+    cfg = stock('mmseg', 'ann/ann_r50-d8_4xb2-40k_cityscapes-512x1024.py')
+    cfg.model.decode_head.in_channels = ALL
+    (found,) = findings(cfg)
+    assert 'in_index=[2, 3] chooses 2 maps' in found.sentence
 
 
 def test_images_in_another_order_of_channels_than_the_weights():

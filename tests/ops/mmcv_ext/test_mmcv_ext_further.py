@@ -176,6 +176,16 @@ def test_masked_convolution(kernel, padding):
         assert torch.equal(conv(features), whole)
 
 
+def test_masked_convolution_of_other_sizes_and_under_autocast():
+    features, mask = torch.randn(1, 4, 7, 9), torch.ones(1, 7, 9)
+    with torch.no_grad(), pytest.raises(ValueError, match='outside of the output of 5 x 7'):
+        ops.MaskedConv2d(4, 6, 3)(features, mask)
+    conv = ops.MaskedConv2d(4, 6, 3, padding=1)
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        found = conv(features, mask)
+    torch.testing.assert_close(found.float(), conv(features), rtol=0.02, atol=0.02)
+
+
 def test_slow_operators_warn_once_on_a_gpu():
     class OnGpu(torch.Tensor):
         is_cuda = True
