@@ -245,8 +245,9 @@ def _missing(what: str, name: str, known: Sequence[str]) -> str:
     near = Path(name).name.removesuffix('.py' if what == 'config' else '')
     begun = sorted({other for other in known if len(near) > 3 and other.startswith(near)})
     close = begun or difflib.get_close_matches(near, dict.fromkeys(known), n=3, cutoff=0.7)
-    words = set(re.split('[-_ ]+', near)) - {''}
-    close = close or [one for one in dict.fromkeys(known) if words and all(w in one for w in words)]
+    if not close and len(near) > 3:
+        words = re.split('[-_ ]+', near)
+        close = [one for one in dict.fromkeys(known) if all(word in one for word in words)][:9]
     meant = f'; did you mean {" or ".join(close)}?' if close else '.'
     return f'The {what} {name} does not exist{meant}'
 

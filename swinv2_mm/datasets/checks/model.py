@@ -38,9 +38,8 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
     if isinstance(model, DistributedDataParallel):
         model = model.module
     backbone = getattr(model, 'backbone', None)
-    if not hasattr(backbone, 'out_strides') or is_model_wrapper(
-        model
-    ):  # parts of FSDP do not run alone
+    # Parts of FSDP do not run alone.
+    if not hasattr(backbone, 'out_strides') or is_model_wrapper(model):
         return
     yield from _check_images(cfg.get('data_preprocessor') or {}, backbone)
     found = [*_check_channels(cfg, model, backbone)] or [*_try_parts(cfg, model, backbone)]
@@ -52,11 +51,10 @@ def check_model(data: ConfiguredData) -> Iterator[Finding]:
 
 
 def _check_lists(cfg: Mapping[str, Any]) -> Iterator[Finding]:
-    """Find heads of a segmentor with several `in_channels` for the one map that they take."""
+    """Find heads of a segmentor with more or fewer `in_channels` than maps that they take."""
     for place, part in _after_backbone(cfg):
         channels, index = part.get('in_channels'), part.get('in_index')
-        lists = [as_list(channels), as_list(index)]
-        if isinstance(index, (list, tuple)) and len(lists[0]) != len(lists[1]):
+        if isinstance(index, (list, tuple)) and len(as_list(channels)) != len(index):
             sentence = f'{place}.in_channels is {channels}, and in_index={list(index)} chooses {len(index)} maps.'
             remedy = (
                 f'Set {place}.in_channels to the channels of these maps, or in_index to all maps.'
@@ -94,13 +92,13 @@ def _check_channels(cfg: Mapping[str, Any], model: Any, backbone: Any) -> Iterat
     for place, part in _after_backbone(cfg):
         channels, index = part.get('in_channels'), part.get('in_index')
         if isinstance(channels, int) and index is None:  # a neck such as YOLOF's takes the last map
-            module = model.get_submodule(place.removeprefix('model.'))
+            module = dict(model.named_modules()).get(place.removeprefix('model.'))
             index = -1 if place == 'model.neck' else getattr(module, 'in_index', None)
         if channels is None or (index is None and not isinstance(channels, (list, tuple))):
             continue
         chosen = range(len(backbone.out_channels)) if index is None else as_list(index)
         given = [backbone.out_channels[i] for i in chosen if -4 <= i < len(backbone.out_channels)]
-        if _are_reversed(channels):
+        if index is None and _are_reversed(channels):
             given.reverse()
         if as_list(channels) != given or len(given) != len(chosen):
             maps = ', '.join(f'{c} channels at stride {s}' for c, s in _maps(backbone))
