@@ -155,8 +155,9 @@ def test_a_command_of_the_checkout_and_a_missing_package(monkeypatch, capsys, tm
 
 
 def test_ctrl_c_ends_a_command_with_130(tmp_path):
-    code = (
-        'import pathlib, sys, swinv2_mm_cli\n'
+    code = (  # what a shell starts in the background ignores SIGINT
+        'import pathlib, signal, sys, swinv2_mm_cli\n'
+        'signal.signal(signal.SIGINT, signal.default_int_handler)\n'
         'swinv2_mm_cli.TOOLS = pathlib.Path(sys.argv.pop(1))\n'
         'raise SystemExit(swinv2_mm_cli.main())'
     )
