@@ -90,7 +90,7 @@ def leaf_datasets(cfg: Mapping[str, Any], place: str) -> Iterator[LeafDataset]:
             prefixes = str(split or '')
         if isinstance(prefixes, str):  # mmpretrain's way to name the one folder
             prefixes = {'img_path': prefixes}
-        steps = cfg.get('pipeline') or []
+        steps = [step for step in cfg.get('pipeline') or [] if isinstance(step, Mapping)]
         if kind_of(cfg) == 'CocoDataset' and not any(step.get('with_seg') for step in steps):
             # Configs inherit the folder, as Mask2Former for instances that of panoptic labels.
             prefixes = {key: path for key, path in prefixes.items() if key != 'seg'}

@@ -129,7 +129,7 @@ def _line_of_head(place: str, backbone: Any, index: Any, given: list[int]) -> st
 
 def _check_unused(cfg: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
     """Find maps that nothing takes; with several processes torch stops at weights without gradient."""
-    for place, neck in [*_after_backbone(cfg)][:1] if cfg.get('neck') else []:
+    for place, neck in _after_backbone(cfg) if cfg.get('neck') else ():
         start = int(neck.get('start_level') or 0)
         takes_one = isinstance(neck.get('in_channels'), int) or (
             neck.get('type') == 'ChannelMapper' and neck.get('num_outs') == 1
@@ -137,7 +137,7 @@ def _check_unused(cfg: Mapping[str, Any], backbone: Any) -> Iterator[Finding]:
         first = start or (len(backbone.out_indices) - 1 if takes_one else 0)
         if first:
             indices, channels = backbone.out_indices[first:], list(backbone.out_channels[first:])
-            named = neck['in_channels'] if isinstance(neck['in_channels'], int) else channels
+            named = channels[0] if isinstance(neck.get('in_channels'), int) else channels
             lines = [f'model.backbone.out_indices={tuple(indices)}', f'{place}.in_channels={named}']
             lines += [f'{place}.start_level=0'] if start else []
             sentence = (
