@@ -16,9 +16,9 @@ from torch import nn
 
 from swinv2_mm.apis.models import build_model
 from swinv2_mm.apis.rehearsal import Rehearsal
-from swinv2_mm.datasets.checks.configured import ConfiguredData
+from swinv2_mm.datasets.checks.configured import ConfiguredData, as_list
 from swinv2_mm.datasets.checks.model import check_model
-from swinv2_mm.engine.config import as_list, dicts_in, load_config
+from swinv2_mm.engine.config import dicts_in, load_config
 from swinv2_mm.engine.console import say
 from swinv2_mm.engine.devices import is_sharded
 from swinv2_mm.engine.errors import SetupError

@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.runner import Runner
 
 from swinv2_mm import shipped
+from swinv2_mm.datasets.checks.configured import as_list
 from swinv2_mm.engine.console import import_library, warn
 from swinv2_mm.engine.devices import GPU_KINDS, has_bf16
 from swinv2_mm.engine.errors import SetupError
@@ -339,13 +340,6 @@ def _has(cfg: Any, key: str) -> bool:
     except (LookupError, TypeError, ValueError):
         return False
     return True
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return `value` as a list; None is an empty one."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _described(error: Exception) -> str:

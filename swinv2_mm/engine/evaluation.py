@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from mmengine.config import Config, ConfigDict
 
-from swinv2_mm.engine.config import as_list
+from swinv2_mm.datasets.checks.configured import as_list
 from swinv2_mm.engine.errors import SetupError
 
 _TTA_MODELS: dict[str, dict[str, Any]] = {
